@@ -1,0 +1,34 @@
+//! The guard against black pictures: a value that is no number ends the work with the name of its tensor.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// Why a network's forward pass ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// Shapes or types did not fit, or memory was short.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A value is a NaN or an infinity; `tensor` is named as in the checkpoint.
+    #[error("the output of `{tensor}` holds a value that is not finite")]
+    #[allow(missing_docs)]
+    NotFinite { tensor: String },
+    /// The caller broke off.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Passes if all values of `x`, the output of the layers `name` gives, are finite.
+///
+/// # Errors
+/// [`ForwardError::NotFinite`] otherwise.
+pub(crate) fn check(x: &Tensor, name: impl Fn() -> String) -> Result<(), ForwardError> {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let finite = kernels::with_values(x, |values| {
+        // Comparing each chunk as a whole keeps the loop free of branches.
+        values
+            .par_chunks(1 << 16)
+            .all(|chunk| chunk.iter().fold(true, |finite, value| finite & (value.to_bits() & EXPONENT != EXPONENT)))
+    })?;
+    if finite { Ok(()) } else { Err(ForwardError::NotFinite { tensor: name() }) }
+}

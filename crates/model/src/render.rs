@@ -1,0 +1,291 @@
+//! The whole walk of one picture on one rank: captions, noise, steps, decode.
+//!
+//! This is the oracle every split render is compared with. Leaves out files, progress bars and threads: work
+//! runs on rayon's current pool, and the caller watches through a closure.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor};
+use plan::{RenderRequest, RowRange};
+
+use crate::dit::Dit;
+use crate::dit::block::CaptionKeys;
+use crate::finite::ForwardError;
+use crate::folder::{FolderError, ModelFolder};
+use crate::noise;
+use crate::sampler::Sampler;
+use crate::seam::{WholePicture, WholeSequence};
+use crate::text::TextEncoder;
+use crate::tokenizer::Tokens;
+use crate::vae::Decoder;
+
+/// The networks of a model folder, ready to run.
+pub struct Renderer {
+    folder: Arc<ModelFolder>,
+    dit: Dit,
+    decoder: Decoder,
+    /// Prompts encoded so far: the text encoder, by far the largest network, is let go after use.
+    captions: Mutex<BTreeMap<String, Tensor>>,
+}
+
+/// What has just been done. The watcher may break off, which ends in [`RenderError::Cancelled`].
+pub enum Progress<'a> {
+    /// A prompt had more tokens than the model takes.
+    PromptCut {
+        /// Which of the two prompts.
+        which: &'static str,
+        /// Tokens it has, the end mark included.
+        n_tokens: usize,
+        /// What was left out.
+        cut_text: String,
+    },
+    /// Captions are encoded, denoising starts.
+    Encoded,
+    /// A step is done.
+    Step {
+        /// Counted from 0.
+        step: usize,
+        /// How many there are.
+        steps: usize,
+        /// The latent after the step, `[1, 4, rows, cols]`.
+        latents: &'a Tensor,
+        /// The clean latent as predicted at this step, `[1, 4, rows, cols]`.
+        clean: &'a Tensor,
+    },
+    /// A part of the decode is done.
+    Decode {
+        /// Parts done.
+        done: usize,
+        /// Parts there are.
+        total: usize,
+    },
+}
+
+/// Why a render ended without a picture.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// The model's weights are at fault.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A value of the request is out of range.
+    #[error(transparent)]
+    Request(#[from] plan::RequestError),
+    /// The given initial latents do not fit.
+    #[error("latents: {0}")]
+    Latents(String),
+    /// A prompt cannot be encoded.
+    #[error("{0}")]
+    Prompt(String),
+    /// A step gave a value that is no number.
+    #[error("step {step} of {steps}: the output of `{tensor}` holds a value that is not finite")]
+    #[allow(missing_docs)]
+    NotFinite { step: usize, steps: usize, tensor: String },
+    /// The decode gave a value that is no number.
+    #[error("decode: the output of `{tensor}` holds a value that is not finite")]
+    #[allow(missing_docs)]
+    DecodeNotFinite { tensor: String },
+    /// The watcher broke off.
+    #[error("cancelled")]
+    Cancelled,
+    /// Shapes did not fit.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// A finished picture.
+pub struct Rendered {
+    /// `[1, 4, rows, cols]` f32, before the VAE's scaling is undone.
+    pub latents: Tensor,
+    /// `[1, 3, height, width]` f32 in 0..1.
+    pub image: Tensor,
+    /// The encoded prompt, `[1, tokens, width]` f32.
+    pub embeds: Tensor,
+}
+
+/// A watcher of [`Renderer::render`].
+pub type Watch<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
+
+impl Renderer {
+    /// Loads transformer and decoder.
+    ///
+    /// # Errors
+    /// If a weight is not finite: all tensors at fault are named at once.
+    pub fn load(folder: Arc<ModelFolder>) -> Result<Self, RenderError> {
+        folder.check_finite()?;
+        Ok(Self {
+            dit: Dit::load(&folder.spec().dit, &folder.dit)?,
+            decoder: Decoder::load(&folder.spec().vae, &folder.vae)?,
+            captions: Mutex::default(),
+            folder,
+        })
+    }
+
+    /// Renders `request`, from `noise` `[1, 4, rows, cols]` f32 in place of the seed's if it is given.
+    ///
+    /// # Errors
+    /// If the request is out of range, a value stops being finite, or `watch` breaks off.
+    pub fn render(
+        &self,
+        request: &RenderRequest,
+        noise: Option<&Tensor>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Rendered, RenderError> {
+        request.check()?;
+        let latent = request.size.latent(self.folder.spec().vae.factor());
+        let dims = (1, 4, latent.rows, latent.cols);
+        let start = match noise {
+            Some(noise) => check_latents(noise, dims)?,
+            None => noise::initial(request.seed, latent)?,
+        };
+        let mut prompts = vec![("prompt", &request.prompt)];
+        if request.is_guided() {
+            prompts.push(("negative prompt", &request.negative));
+        }
+        let embeds = self.encode(&prompts, request, watch)?;
+        let captions: Vec<_> = embeds.iter().map(|embeds| self.dit.caption(embeds)).collect::<Result<_, _>>()?;
+        go_on(watch(Progress::Encoded))?;
+        let latents = self.denoise(request, start.squeeze(0)?, &captions, watch)?.unsqueeze(0)?;
+        let image = self.decode(&latents, watch)?;
+        Ok(Rendered { latents, image, embeds: embeds[0].unsqueeze(0)? })
+    }
+
+    /// Tokens of `text`, cleaned as `request` says.
+    fn tokens(&self, text: &str, request: &RenderRequest) -> Result<Tokens, RenderError> {
+        self.folder.tokenizer.encode(&request.clean.apply(text)).map_err(RenderError::Prompt)
+    }
+
+    /// Encodes prompts, `[tokens, width]` each.
+    fn encode(
+        &self,
+        prompts: &[(&'static str, &String)],
+        request: &RenderRequest,
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<Tensor>, RenderError> {
+        let mut known = self.captions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut encoder = None;
+        let mut all = Vec::new();
+        for (which, text) in prompts {
+            let tokens = self.tokens(text, request)?;
+            if tokens.n_uncut > tokens.ids.len() {
+                let (n_tokens, cut_text) = (tokens.n_uncut, tokens.cut_text);
+                go_on(watch(Progress::PromptCut { which, n_tokens, cut_text }))?;
+            }
+            let key = request.clean.apply(text);
+            if !known.contains_key(&key) {
+                if encoder.is_none() {
+                    encoder = Some(TextEncoder::load(&self.folder.text_config, &self.folder.text)?);
+                }
+                let encoder = encoder.as_mut().ok_or_else(|| RenderError::Prompt("no text encoder".into()))?;
+                let embeds = encoder.encode(&tokens.ids)?;
+                crate::finite::check(&embeds, || "text_encoder".into()).map_err(|error| at_step(error, 0, request))?;
+                known.insert(key.clone(), embeds);
+            }
+            all.extend(known.get(&key).cloned());
+        }
+        Ok(all)
+    }
+
+    /// From noise `[4, rows, cols]` to a clean latent of that shape. `captions`: the prompt's, then the negative's.
+    fn denoise(
+        &self,
+        request: &RenderRequest,
+        mut x: Tensor,
+        captions: &[Vec<CaptionKeys>],
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor, RenderError> {
+        let steps = request.steps as usize;
+        let mut sampler = Sampler::new(&self.folder.schedule, steps);
+        for step in 0..steps {
+            let t = sampler.timesteps()[step];
+            let predict = |caption| self.predict(&x, t, caption).map_err(|error| at_step(error, step, request));
+            let mut noise = predict(&captions[0])?;
+            if let Some(negative) = captions.get(1) {
+                // Two forwards of one picture each, never one of two: other shapes may mean other bits.
+                let without = predict(negative)?;
+                noise = (&without + ((noise - &without)? * request.guidance)?)?;
+            }
+            let (next, clean) = sampler.step(step, &x, &noise)?;
+            x = next;
+            crate::finite::check(&x, || "latents".into()).map_err(|error| at_step(error, step, request))?;
+            go_on(watch(Progress::Step { step, steps, latents: &x.unsqueeze(0)?, clean: &clean.unsqueeze(0)? }))?;
+        }
+        Ok(x)
+    }
+
+    /// Noise predicted in `x` `[4, rows, cols]`.
+    fn predict(&self, x: &Tensor, t: usize, caption: &[CaptionKeys]) -> Result<Tensor, ForwardError> {
+        let all = self.forward(x, t, caption)?;
+        Ok(all.narrow(0, 0, x.dim(0)?)?.contiguous()?)
+    }
+
+    fn forward(&self, x: &Tensor, t: usize, caption: &[CaptionKeys]) -> Result<Tensor, ForwardError> {
+        let (_, rows, cols) = x.dims3()?;
+        let grid = plan::LatentSize { rows, cols }.tokens();
+        let mut whole = WholeSequence { heads: self.dit.spec().heads };
+        self.dit.forward(x, RowRange::all(grid.rows), grid, t, caption, &mut whole)
+    }
+
+    /// All eight channels the transformer predicts for `latents` `[1, 4, rows, cols]` at timestep `t` under the
+    /// prompt of `request`, `[1, 8, rows, cols]`: what reference values of single forwards are compared with.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn forward_once(&self, request: &RenderRequest, latents: &Tensor, t: usize) -> Result<Tensor, RenderError> {
+        let embeds = self.encode(&[("prompt", &request.prompt)], request, &mut |_| ControlFlow::Continue(()))?;
+        let caption = self.dit.caption(&embeds[0])?;
+        let forward = self.forward(&latents.squeeze(0)?, t, &caption).map_err(|error| at_step(error, 0, request))?;
+        Ok(forward.unsqueeze(0)?)
+    }
+
+    /// Latents `[1, 4, rows, cols]` to a picture `[1, 3, height, width]` f32 in 0..1.
+    ///
+    /// # Errors
+    /// If a value stops being finite or `watch` breaks off.
+    pub fn decode(&self, latents: &Tensor, watch: &mut Watch<'_>) -> Result<Tensor, RenderError> {
+        let total = self.decoder.n_parts();
+        let mut part_done = |done: usize| watch(Progress::Decode { done, total });
+        let pixels = self.decoder.decode(&latents.squeeze(0)?, &mut WholePicture, &mut part_done);
+        let pixels = pixels.map_err(|error| match error {
+            ForwardError::NotFinite { tensor } => RenderError::DecodeNotFinite { tensor },
+            ForwardError::Cancelled => RenderError::Cancelled,
+            ForwardError::Tensor(error) => error.into(),
+        })?;
+        let image = pixels.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
+        Ok(image.permute((2, 0, 1))?.contiguous()?.unsqueeze(0)?)
+    }
+}
+
+fn go_on(flow: ControlFlow<()>) -> Result<(), RenderError> {
+    if flow.is_break() { Err(RenderError::Cancelled) } else { Ok(()) }
+}
+
+fn at_step(error: ForwardError, step: usize, request: &RenderRequest) -> RenderError {
+    match error {
+        ForwardError::NotFinite { tensor } => {
+            RenderError::NotFinite { step: step + 1, steps: request.steps as usize, tensor }
+        }
+        ForwardError::Cancelled => RenderError::Cancelled,
+        ForwardError::Tensor(error) => error.into(),
+    }
+}
+
+fn check_latents(latents: &Tensor, dims: (usize, usize, usize, usize)) -> Result<Tensor, RenderError> {
+    let expected = [dims.0, dims.1, dims.2, dims.3];
+    if latents.dims() != expected || latents.dtype() != DType::F32 {
+        let found = format!("{:?} of shape {:?}", latents.dtype(), latents.dims());
+        return Err(RenderError::Latents(format!("expected f32 of shape {expected:?}, got {found}")));
+    }
+    let latents = latents.to_device(&Device::Cpu)?.contiguous()?;
+    crate::finite::check(&latents, || "latents".into())
+        .map_err(|_| RenderError::Latents("they hold a value that is not finite".into()))?;
+    Ok(latents)
+}
+
+/// Names the arithmetic: renders of one class give equal bytes for equal requests.
+///
+/// The instruction set is part of it, because the text encoder's library sums in an order that depends on it.
+pub fn numeric_class() -> String {
+    format!("cpu-{}-f32-1", kernels::isa())
+}

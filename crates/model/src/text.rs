@@ -1,0 +1,96 @@
+//! Prompts to captions: the T5 encoder (arXiv:1910.10683) that cross-attention reads.
+//!
+//! candle-transformers computes it. It has no attention mask, so it runs on the real tokens alone, which gives
+//! their rows exactly as a masked run does. Weights stay in the type they are stored in; arithmetic is f32.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_nn::var_builder::{SimpleBackend, VarBuilder};
+use candle_transformers::models::{quantized_t5, t5};
+use candle_transformers::quantized_var_builder;
+
+use crate::weights::Weights;
+
+/// A text encoder, ready to run.
+pub enum TextEncoder {
+    /// Weights from safetensors.
+    Plain(Box<t5::T5EncoderModel>),
+    /// Weights from a GGUF file.
+    Quantized(Box<quantized_t5::T5EncoderModel>),
+}
+
+/// Where an encoder's weights are.
+#[derive(Clone)]
+pub enum TextWeights {
+    /// safetensors files.
+    Safetensors(Arc<Weights>),
+    /// One GGUF file.
+    Gguf(PathBuf),
+}
+
+impl TextEncoder {
+    /// Builds the encoder that `config` (T5's `config.json`) describes.
+    ///
+    /// # Errors
+    /// If a weight is missing or misshapen, or the config lacks a value.
+    pub fn load(config: &serde_json::Value, weights: &TextWeights) -> Result<Self> {
+        let invalid = |error: serde_json::Error| candle_core::Error::Msg(format!("text_encoder/config.json: {error}"));
+        match weights {
+            TextWeights::Safetensors(weights) => {
+                let config: t5::Config = serde_json::from_value(config.clone()).map_err(invalid)?;
+                let backend = Box::new(Stored(weights.clone()));
+                let vars = VarBuilder::from_backend(backend, DType::F32, Device::Cpu);
+                Ok(Self::Plain(Box::new(t5::T5EncoderModel::load(vars, &config)?)))
+            }
+            TextWeights::Gguf(path) => {
+                let config: quantized_t5::Config = serde_json::from_value(config.clone()).map_err(invalid)?;
+                let vars = quantized_var_builder::VarBuilder::from_gguf(path, &Device::Cpu)?;
+                Ok(Self::Quantized(Box::new(quantized_t5::T5EncoderModel::load(vars, &config)?)))
+            }
+        }
+    }
+
+    /// `ids` to `[tokens, width]` f32.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary.
+    pub fn encode(&mut self, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+        match self {
+            Self::Plain(encoder) => encoder.forward_dt(&ids, Some(DType::F32))?.squeeze(0),
+            Self::Quantized(encoder) => encoder.forward(&ids)?.to_dtype(DType::F32)?.squeeze(0),
+        }
+    }
+}
+
+/// Hands weights to candle in their stored type where it widens them itself, and in f32 where it does not.
+struct Stored(Arc<Weights>);
+
+impl Stored {
+    fn fetch(&self, name: &str) -> Result<Tensor> {
+        let name =
+            if self.0.header(name).is_none() && name == "encoder.embed_tokens.weight" { "shared.weight" } else { name };
+        // The relative bias is added to scores and embeddings are looked up before anything is widened.
+        if name.contains("relative_attention_bias") { self.0.f32(name) } else { self.0.stored(name) }
+    }
+}
+
+impl SimpleBackend for Stored {
+    fn get(&self, shape: Shape, name: &str, _: candle_nn::Init, _: DType, _: &Device) -> Result<Tensor> {
+        let tensor = self.fetch(name)?;
+        if tensor.shape() != &shape {
+            candle_core::bail!("`{name}` has shape {:?}, not {shape:?}", tensor.shape());
+        }
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        self.fetch(name)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.0.header(name).is_some()
+    }
+}

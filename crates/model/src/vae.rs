@@ -1,0 +1,316 @@
+//! The decoder of the SDXL family's VAE (`AutoencoderKL`): latents to pixels.
+//!
+//! Works on a band of whole latent rows, channels last; the whole picture is the band of all rows. What a band
+//! needs of its neighbours it asks a [`RowExchange`]. Convolutions stream rows, so at its widest the decode
+//! holds one layer's input and output and nothing else.
+
+use candle_core::{Result, Tensor};
+use kernels::{ChannelAffine, Conv3x3, Epilogue, Linear, Shortcut, UpConv, affine_of, apply, attention, moments};
+use plan::VaeSpec;
+
+use crate::dit::linear;
+use crate::finite::{self, ForwardError};
+use crate::seam::RowExchange;
+use crate::weights::Weights;
+
+/// Added to the variance in every group norm.
+const NORM_EPS: f64 = 1e-6;
+const IMAGE_CHANNELS: usize = 3;
+
+/// The decoder's weights.
+pub struct Decoder {
+    spec: VaeSpec,
+    post_quant: Option<Linear>,
+    conv_in: Conv3x3,
+    mid_first: Resnet,
+    mid_attention: Option<MidAttention>,
+    mid_second: Resnet,
+    /// Coarsest first.
+    levels: Vec<Level>,
+    norm_out: GroupNorm,
+    conv_out: Conv3x3,
+}
+
+struct Level {
+    resnets: Vec<Resnet>,
+    enlarge: Option<UpConv>,
+}
+
+/// A band on its way through the decoder.
+struct Band<'a> {
+    /// `[rows, cols, channels]`.
+    x: Tensor,
+    /// Rows of `x` that come from one latent row: moments are taken of such blocks.
+    block_rows: usize,
+    exchange: &'a mut dyn RowExchange,
+}
+
+impl Decoder {
+    /// The whole decoder.
+    ///
+    /// # Errors
+    /// If a weight is missing or misshapen.
+    pub fn load(spec: &VaeSpec, weights: &Weights) -> Result<Self> {
+        let resnet = |name: &str| Resnet::load(spec, weights, name);
+        let levels = (0..spec.widths.len())
+            .map(|level| {
+                let name = format!("decoder.up_blocks.{level}");
+                let resnets = (0..=spec.layers_per_block)
+                    .map(|idx| resnet(&format!("{name}.resnets.{idx}")))
+                    .collect::<Result<_>>()?;
+                let enlarge = if level + 1 < spec.widths.len() {
+                    let conv = format!("{name}.upsamplers.0.conv");
+                    Some(UpConv::new(&weights.f32(&format!("{conv}.weight"))?, &weights.f32(&format!("{conv}.bias"))?)?)
+                } else {
+                    None
+                };
+                Ok(Level { resnets, enlarge })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            spec: spec.clone(),
+            post_quant: spec.has_post_quant_conv.then(|| linear(weights, "post_quant_conv")).transpose()?,
+            conv_in: conv(weights, "decoder.conv_in")?,
+            mid_first: resnet("decoder.mid_block.resnets.0")?,
+            mid_attention: spec
+                .has_mid_attention
+                .then(|| MidAttention::load(spec, weights, "decoder.mid_block.attentions.0"))
+                .transpose()?,
+            mid_second: resnet("decoder.mid_block.resnets.1")?,
+            levels,
+            norm_out: GroupNorm::load(spec, weights, "decoder.conv_norm_out")?,
+            conv_out: conv(weights, "decoder.conv_out")?,
+        })
+    }
+
+    /// Layers of the decode as [`Self::decode`] counts them.
+    pub fn n_parts(&self) -> usize {
+        4 + self.levels.iter().map(|level| level.resnets.len() + usize::from(level.enlarge.is_some())).sum::<usize>()
+    }
+
+    /// A band of latents `[4, rows, cols]` to pixels `[rows·8, cols·8, 3]`, nominally in −1..1.
+    ///
+    /// `part_done` is told after each of [`Self::n_parts`] layers and may break off.
+    ///
+    /// # Errors
+    /// If a value stops being finite (the layer is named), `part_done` breaks off, or `exchange` fails.
+    pub fn decode(
+        &self,
+        latents: &Tensor,
+        exchange: &mut dyn RowExchange,
+        part_done: &mut dyn FnMut(usize) -> std::ops::ControlFlow<()>,
+    ) -> std::result::Result<Tensor, ForwardError> {
+        let mut n_done = 0;
+        let mut checked = |x: Tensor, name: &str| -> std::result::Result<Tensor, ForwardError> {
+            finite::check(&x, || name.to_owned())?;
+            n_done += 1;
+            if part_done(n_done).is_break() { Err(ForwardError::Cancelled) } else { Ok(x) }
+        };
+        let x = self.enter(latents)?;
+        let halo = exchange.halo(&x)?;
+        let x = self.conv_in.forward(&x, &halo, None, Shortcut::None)?;
+        let mut band = Band { x: checked(x, "decoder.conv_in")?, block_rows: 1, exchange };
+
+        band = self.mid_first.forward(band)?;
+        band.x = checked(band.x, "decoder.mid_block.resnets.0")?;
+        if let Some(attention) = &self.mid_attention {
+            band = attention.forward(band)?;
+        }
+        band = self.mid_second.forward(band)?;
+        band.x = checked(band.x, "decoder.mid_block.resnets.1")?;
+        for (level_idx, level) in self.levels.iter().enumerate() {
+            for (idx, resnet) in level.resnets.iter().enumerate() {
+                band = resnet.forward(band)?;
+                band.x = checked(band.x, &format!("decoder.up_blocks.{level_idx}.resnets.{idx}"))?;
+            }
+            if let Some(enlarge) = &level.enlarge {
+                let halo = band.exchange.halo(&band.x)?;
+                let x = enlarge.forward(&band.x, &halo)?;
+                drop(halo);
+                band = Band {
+                    x: checked(x, &format!("decoder.up_blocks.{level_idx}.upsamplers.0"))?,
+                    block_rows: 2 * band.block_rows,
+                    ..band
+                };
+            }
+        }
+        let norm = self.norm_out.affine(&mut band)?;
+        let halo = band.exchange.halo(&band.x)?;
+        let x = self.conv_out.forward(&band.x, &halo, Some(&norm), Shortcut::None)?;
+        checked(x, "decoder.conv_out")
+    }
+
+    /// Latents as the encoder left them, channels last.
+    fn enter(&self, latents: &Tensor) -> Result<Tensor> {
+        let (channels, rows, cols) = latents.dims3()?;
+        let x = latents.affine(1.0 / self.spec.scaling_factor, self.spec.shift_factor)?;
+        let x = x.permute((1, 2, 0))?.contiguous()?.reshape((rows * cols, channels))?;
+        let x = match &self.post_quant {
+            Some(post_quant) => post_quant.forward(&x, Epilogue::None)?,
+            None => x,
+        };
+        x.reshape((rows, cols, channels))
+    }
+}
+
+fn conv(weights: &Weights, name: &str) -> Result<Conv3x3> {
+    Conv3x3::new(&weights.f32(&format!("{name}.weight"))?, &weights.f32(&format!("{name}.bias"))?)
+}
+
+struct GroupNorm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    groups: usize,
+}
+
+impl GroupNorm {
+    fn load(spec: &VaeSpec, weights: &Weights, name: &str) -> Result<Self> {
+        let vector = |part: &str| weights.f32(&format!("{name}.{part}"))?.to_vec1();
+        Ok(Self { weight: vector("weight")?, bias: vector("bias")?, groups: spec.groups })
+    }
+
+    /// The norm as a map of channels, from the moments of the whole picture.
+    fn affine(&self, band: &mut Band<'_>) -> Result<ChannelAffine> {
+        let partials = moments(&band.x, self.groups, band.block_rows)?;
+        let all = band.exchange.gather_moments(partials)?;
+        Ok(affine_of(&all, self.groups, &self.weight, &self.bias, NORM_EPS))
+    }
+}
+
+/// Norm, SiLU, convolution, twice, around a shortcut.
+struct Resnet {
+    norm_first: GroupNorm,
+    conv_first: Conv3x3,
+    norm_second: GroupNorm,
+    conv_second: Conv3x3,
+    /// A 1×1 convolution where the channels change.
+    shortcut: Option<Linear>,
+}
+
+impl Resnet {
+    fn load(spec: &VaeSpec, weights: &Weights, name: &str) -> Result<Self> {
+        let shortcut = format!("{name}.conv_shortcut");
+        let has_shortcut = weights.header(&format!("{shortcut}.weight")).is_some();
+        Ok(Self {
+            norm_first: GroupNorm::load(spec, weights, &format!("{name}.norm1"))?,
+            conv_first: conv(weights, &format!("{name}.conv1"))?,
+            norm_second: GroupNorm::load(spec, weights, &format!("{name}.norm2"))?,
+            conv_second: conv(weights, &format!("{name}.conv2"))?,
+            shortcut: has_shortcut.then(|| linear(weights, &shortcut)).transpose()?,
+        })
+    }
+
+    fn forward<'a>(&self, mut band: Band<'a>) -> Result<Band<'a>> {
+        let norm = self.norm_first.affine(&mut band)?;
+        let halo = band.exchange.halo(&band.x)?;
+        let hidden = self.conv_first.forward(&band.x, &halo, Some(&norm), Shortcut::None)?;
+        let input = std::mem::replace(&mut band.x, hidden);
+
+        let norm = self.norm_second.affine(&mut band)?;
+        let halo = band.exchange.halo(&band.x)?;
+        let shortcut = match &self.shortcut {
+            Some(project) => Shortcut::Project(project, &input),
+            None => Shortcut::Add(&input),
+        };
+        let x = self.conv_second.forward_in_place(band.x, &halo, Some(&norm), shortcut)?;
+        Ok(Band { x, ..band })
+    }
+}
+
+/// The one place where pixels attend to pixels: a single head as wide as the channels.
+struct MidAttention {
+    norm: GroupNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+}
+
+impl MidAttention {
+    fn load(spec: &VaeSpec, weights: &Weights, name: &str) -> Result<Self> {
+        let either = |names: [&str; 2]| {
+            let known = names.iter().find(|part| weights.header(&format!("{name}.{part}.weight")).is_some());
+            linear(weights, &format!("{name}.{}", known.unwrap_or(&names[0])))
+        };
+        Ok(Self {
+            norm: GroupNorm::load(spec, weights, &format!("{name}.group_norm"))?,
+            q: either(ATTENTION_NAMES[0])?,
+            k: either(ATTENTION_NAMES[1])?,
+            v: either(ATTENTION_NAMES[2])?,
+            out: either(ATTENTION_NAMES[3])?,
+        })
+    }
+
+    fn forward<'a>(&self, mut band: Band<'a>) -> Result<Band<'a>> {
+        let dims = band.x.dims3()?;
+        let norm = self.norm.affine(&mut band)?;
+        let x = apply(&band.x, &norm)?;
+        let q = self.q.forward(&x, Epilogue::None)?;
+        let k = band.exchange.gather(self.k.forward(&x, Epilogue::None)?)?;
+        let v = band.exchange.gather(self.v.forward(&x, Epilogue::None)?)?;
+        drop(x);
+        let attended = attention(&q, &k, &v, 1)?;
+        drop((q, k, v));
+        let residual = band.x.reshape((dims.0 * dims.1, dims.2))?;
+        let x = self.out.forward(&attended, Epilogue::Onto { residual: &residual, gate: None })?;
+        Ok(Band { x: x.reshape(dims)?, ..band })
+    }
+}
+
+/// Projections of the middle attention: the names in use, and those of older files.
+const ATTENTION_NAMES: [[&str; 2]; 4] =
+    [["to_q", "query"], ["to_k", "key"], ["to_v", "value"], ["to_out.0", "proj_attn"]];
+
+/// Names and shapes of every tensor the decoder needs; where two names are in use, both, the newer first.
+pub fn manifest(spec: &VaeSpec) -> Vec<(Vec<String>, Vec<usize>)> {
+    let mut all = Vec::new();
+    let mut tensor = |name: String, shape: Vec<usize>| all.push((vec![name], shape));
+    let mut conv = |name: String, outputs: usize, inputs: usize, kernel: usize| {
+        tensor(format!("{name}.weight"), vec![outputs, inputs, kernel, kernel]);
+        tensor(format!("{name}.bias"), vec![outputs]);
+    };
+    let (finest, coarsest) = (spec.widths[0], spec.widths[spec.widths.len() - 1]);
+    if spec.has_post_quant_conv {
+        conv("post_quant_conv".into(), spec.latent_channels, spec.latent_channels, 1);
+    }
+    conv("decoder.conv_in".into(), coarsest, spec.latent_channels, 3);
+    conv("decoder.conv_out".into(), IMAGE_CHANNELS, finest, 3);
+    let mut norms = vec![("decoder.conv_norm_out".to_owned(), finest)];
+    let mut resnet = |name: String, inputs: usize, outputs: usize| {
+        conv(format!("{name}.conv1"), outputs, inputs, 3);
+        conv(format!("{name}.conv2"), outputs, outputs, 3);
+        if inputs != outputs {
+            conv(format!("{name}.conv_shortcut"), outputs, inputs, 1);
+        }
+        norms.push((format!("{name}.norm1"), inputs));
+        norms.push((format!("{name}.norm2"), outputs));
+    };
+    for idx in 0..2 {
+        resnet(format!("decoder.mid_block.resnets.{idx}"), coarsest, coarsest);
+    }
+    let mut width = coarsest;
+    for (level, &outputs) in spec.widths.iter().rev().enumerate() {
+        for idx in 0..=spec.layers_per_block {
+            resnet(format!("decoder.up_blocks.{level}.resnets.{idx}"), width, outputs);
+            width = outputs;
+        }
+    }
+    for (level, &outputs) in spec.widths.iter().rev().enumerate().take(spec.widths.len() - 1) {
+        conv(format!("decoder.up_blocks.{level}.upsamplers.0.conv"), outputs, outputs, 3);
+    }
+    if spec.has_mid_attention {
+        let name = "decoder.mid_block.attentions.0";
+        norms.push((format!("{name}.group_norm"), coarsest));
+        for names in ATTENTION_NAMES {
+            let both = |end: &str| names.iter().map(|part| format!("{name}.{part}.{end}")).collect::<Vec<_>>();
+            all.push((both("weight"), vec![coarsest, coarsest]));
+            all.push((both("bias"), vec![coarsest]));
+        }
+    }
+    for (name, width) in norms {
+        for end in ["weight", "bias"] {
+            all.push((vec![format!("{name}.{end}")], vec![width]));
+        }
+    }
+    all
+}

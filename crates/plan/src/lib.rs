@@ -1,0 +1,17 @@
+//! The vocabulary and all arithmetic of fresco: requests, geometry, facts about a model, memory.
+//!
+//! Pure: nothing here touches a tensor, a file, a clock or a socket, so that both sides of the wire
+//! and the planner may call it thousands of times. It imports nothing of ours.
+#![forbid(unsafe_code)]
+
+pub mod footprint;
+pub mod geometry;
+pub mod id;
+pub mod request;
+pub mod spec;
+
+pub use footprint::Footprint;
+pub use geometry::{ImageSize, LatentSize, RowRange, TokenGrid};
+pub use id::{LayerIdx, StepIdx};
+pub use request::{Clean, RenderRequest, RequestError};
+pub use spec::{DitSpec, KvCompress, ModelSpec, TextSpec, VaeSpec};

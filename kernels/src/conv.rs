@@ -1,0 +1,384 @@
+//! 3×3 convolutions of pixel rows, with group norm and SiLU before and a shortcut behind, row by row.
+//!
+//! Only a few rows of the normalised input exist at a time, in a padded strip; products run straight on the
+//! strip, tap after tap, so there is no matrix of patches. A convolution whose input and output have equal
+//! channels may write over its input. What lies outside a band of rows comes in as a [`Halo`].
+//!
+//! Each output pixel is a sum over taps and channels in index order, wherever the picture is cut.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::buffer::{SharedMut, output, with_values, with_values_mut};
+use crate::group_norm::ChannelAffine;
+use crate::linear::{Linear, Packed};
+use crate::simd::{LANES, Simd, dispatch};
+use crate::tile::{self, Operands, PANEL};
+
+mod strip;
+use strip::{Source, Strip, walk};
+
+/// Channels of a tap summed in one go.
+const DEPTH: usize = 256;
+/// Pixels a task computes: its part of the strip stays in the second-level cache.
+const TASK_PIXELS: usize = 192;
+
+/// The rows just outside a band, `[1, cols, channels]` each, before any norm; nothing at the picture's own
+/// borders, where zeros are read.
+#[derive(Default)]
+pub struct Halo {
+    /// The row before the first.
+    pub above: Option<Tensor>,
+    /// The row behind the last.
+    pub below: Option<Tensor>,
+}
+
+/// What is added to a convolution's result.
+#[derive(Clone, Copy)]
+pub enum Shortcut<'a> {
+    /// Nothing.
+    None,
+    /// A tensor of the output's shape.
+    Add(&'a Tensor),
+    /// A 1×1 convolution of a tensor with the output's rows and columns.
+    Project(&'a Linear, &'a Tensor),
+}
+
+/// The same with plain slices.
+#[derive(Clone, Copy)]
+enum Added<'a> {
+    None,
+    Add(&'a [f32]),
+    Project(&'a Linear, &'a [f32]),
+}
+
+/// A 3×3 convolution with zero padding of one.
+pub struct Conv3x3 {
+    taps: Packed,
+    bias: Vec<f32>,
+    inputs: usize,
+}
+
+impl Conv3x3 {
+    /// From `weight` `[outputs, inputs, 3, 3]` and `bias` `[outputs]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        let (outputs, inputs, _, _) = weight.dims4()?;
+        let weight = weight.flatten_all()?;
+        let taps = with_values(&weight, |w| {
+            Packed::new(9 * inputs, outputs, |k, n| w[(n * inputs + k % inputs) * 9 + k / inputs])
+        })?;
+        Ok(Self { taps, bias: bias.to_vec1()?, inputs })
+    }
+
+    /// `x` `[rows, cols, inputs]` to `[rows, cols, outputs]`: `conv(silu(norm(x))) + shortcut`, or
+    /// `conv(x) + shortcut` without a norm.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or a tensor is not contiguous f32 on the CPU.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        halo: &Halo,
+        norm: Option<&ChannelAffine>,
+        shortcut: Shortcut<'_>,
+    ) -> Result<Tensor> {
+        let (rows, cols, _) = x.dims3()?;
+        let mut out = output(rows * cols * self.taps.n);
+        let shared = SharedMut::new(&mut out);
+        with_values(x, |values| self.run(x, values.as_ptr(), shared, halo, norm, shortcut))??;
+        Tensor::from_vec(out, (rows, cols, self.taps.n), x.device())
+    }
+
+    /// As [`Self::forward`], with the result in the place of `x`, which nobody else may hold.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], or if inputs and outputs differ in number.
+    pub fn forward_in_place(
+        &self,
+        x: Tensor,
+        halo: &Halo,
+        norm: Option<&ChannelAffine>,
+        shortcut: Shortcut<'_>,
+    ) -> Result<Tensor> {
+        if self.inputs != self.taps.n {
+            bail!("a convolution of {} channels to {} cannot write over its input", self.inputs, self.taps.n);
+        }
+        with_values_mut(&x, |values| {
+            let shared = SharedMut::new(values);
+            // SAFETY: the start of the slice. Reads of a row happen before writes to it: see `walk`.
+            self.run(&x, unsafe { shared.at(0) }, shared, halo, norm, shortcut)
+        })?;
+        Ok(x)
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        values: *const f32,
+        out: SharedMut,
+        halo: &Halo,
+        norm: Option<&ChannelAffine>,
+        shortcut: Shortcut<'_>,
+    ) -> Result<()> {
+        let (rows, cols, inputs) = x.dims3()?;
+        if inputs != self.inputs || norm.is_some_and(|norm| norm.scale.len() != inputs) {
+            bail!("a convolution of {} channels was given {inputs}", self.inputs);
+        }
+        let pixels = rows * cols;
+        let (above, below) = (edge(halo.above.as_ref())?, edge(halo.below.as_ref())?);
+        let source = Source::new(values, (rows, cols, inputs), above, below, norm)?;
+        let all = |added: Added<'_>| {
+            walk(&source, |strip, first, n_rows| {
+                tasks(n_rows, cols, self.taps.n_panels(), |place| {
+                    let task = Task { place, first, cols, added };
+                    // SAFETY: tasks cover disjoint rows, columns and panels of the output.
+                    unsafe { convolve(self, strip, &task, out) };
+                });
+            });
+        };
+        match shortcut {
+            Shortcut::None => all(Added::None),
+            Shortcut::Add(tensor) => with_values(tensor, |values| {
+                if values.len() != pixels * self.taps.n {
+                    bail!("a shortcut of {:?} for {rows}x{cols} pixels", tensor.dims());
+                }
+                all(Added::Add(values));
+                Ok(())
+            })??,
+            Shortcut::Project(linear, tensor) => with_values(tensor, |values| {
+                if values.len() != pixels * linear.inputs() || linear.outputs() != self.taps.n {
+                    bail!("a shortcut of {:?} for {rows}x{cols} pixels", tensor.dims());
+                }
+                all(Added::Project(linear, values));
+                Ok(())
+            })??,
+        }
+        Ok(())
+    }
+}
+
+fn edge(row: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
+    row.map(|row| row.flatten_all()?.to_vec1()).transpose()
+}
+
+/// What a task computes: rows of the strip's outputs, columns, panels.
+#[derive(Clone, Copy)]
+struct Place {
+    rows: (usize, usize),
+    cols: (usize, usize),
+    panels: (usize, usize),
+}
+
+struct Task<'a> {
+    place: Place,
+    /// The picture's row that is the strip's first output row.
+    first: usize,
+    /// Columns of the picture.
+    cols: usize,
+    added: Added<'a>,
+}
+
+/// Cuts `n_rows × cols` pixels and `n_panels` panels into tasks and runs them on all threads.
+fn tasks(n_rows: usize, cols: usize, n_panels: usize, run: impl Fn(Place) + Sync) {
+    let n_segments = cols.div_ceil(TASK_PIXELS);
+    let n_bands = n_rows.div_ceil((TASK_PIXELS / cols).max(1));
+    // Few pixels: share the panels out instead.
+    let wanted = 4 * rayon::current_num_threads();
+    let n_groups = wanted.div_ceil(n_segments * n_bands).clamp(1, n_panels);
+    (0..n_groups * n_bands * n_segments).into_par_iter().for_each(|task| {
+        let (segment, rest) = (task % n_segments, task / n_segments);
+        let (band, group) = (rest % n_bands, rest / n_bands);
+        let part = |idx: usize, parts: usize, whole: usize| (idx * whole / parts, (idx + 1) * whole / parts);
+        run(Place {
+            rows: part(band, n_bands, n_rows),
+            cols: part(segment, n_segments, cols),
+            panels: part(group, n_groups, n_panels),
+        });
+    });
+}
+
+dispatch! {
+    /// One task of a 3×3 convolution: reads the strip and what is added, writes the task's pixels of `out`.
+    unsafe fn convolve(conv: &Conv3x3, strip: &Strip, task: &Task<'_>, out: SharedMut) = convolve_with
+}
+
+#[inline(always)]
+unsafe fn convolve_with<S: Simd>(conv: &Conv3x3, strip: &Strip, task: &Task<'_>, out: SharedMut) {
+    let Place { rows, cols, panels } = task.place;
+    let (outputs, n_cols) = (conv.taps.n, cols.1 - cols.0);
+    for panel in panels.0..panels.1 {
+        let width = conv.taps.cols(panel);
+        let pixel = |row: usize| (task.first + row) * task.cols + cols.0;
+        // SAFETY: `pixel` lies in the picture, the panel's columns in its channels, and no other task has both.
+        let at = |row: usize| unsafe { out.at(pixel(row) * outputs + panel * PANEL) };
+        let mut onto = false;
+        if let Added::Project(linear, x) = task.added {
+            for row in rows.0..rows.1 {
+                // SAFETY: `x` has this row's pixels, `at` this task's part of the output.
+                unsafe {
+                    linear.panel_product::<S>(panel, n_cols, &x[pixel(row) * linear.inputs()..], at(row), outputs)
+                };
+            }
+            onto = true;
+        }
+        for tap in 0..9 {
+            for first in (0..conv.inputs).step_by(DEPTH) {
+                for row in rows.0..rows.1 {
+                    let op = Operands {
+                        a: strip.at(row + tap / 3, cols.0 + tap % 3)[first..].as_ptr(),
+                        a_row: conv.inputs,
+                        a_col: 1,
+                        b: conv.taps.at(panel, tap * conv.inputs + first),
+                        c: at(row),
+                        c_row: outputs,
+                        k: DEPTH.min(conv.inputs - first),
+                        onto,
+                    };
+                    // SAFETY: the strip has a row and a column more than the pixels on each side.
+                    unsafe { tile::panel::<S>(n_cols, width, op) };
+                }
+                onto = true;
+            }
+        }
+        for row in rows.0..rows.1 {
+            for col in 0..n_cols {
+                for lane in (0..width).step_by(LANES) {
+                    let n = LANES.min(width - lane);
+                    let channel = panel * PANEL + lane;
+                    // SAFETY: `n` channels from `lane` are this task's.
+                    unsafe {
+                        let to = at(row).add(col * outputs + lane);
+                        let mut y = S::add(S::load_first(to, n), S::load_first(conv.bias[channel..].as_ptr(), n));
+                        match task.added {
+                            Added::None => {}
+                            Added::Add(x) => {
+                                let from = x[(pixel(row) + col) * outputs + channel..].as_ptr();
+                                y = S::add(y, S::load_first(from, n));
+                            }
+                            Added::Project(linear, _) => {
+                                y = S::add(y, S::load_first(linear.bias_at(channel), n));
+                            }
+                        }
+                        S::store_first(to, n, y);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Nearest-neighbour enlargement by two, then a 3×3 convolution, in one.
+///
+/// Of the nine taps on the enlarged picture, those that fall on the same small pixel are summed beforehand:
+/// each of the four output phases is a 2×2 convolution of the small picture, 4/9 of the arithmetic.
+pub struct UpConv {
+    /// Phase `2·(row parity) + (column parity)`, taps `[dy][dx][inputs]`.
+    phases: [Packed; 4],
+    bias: Vec<f32>,
+    inputs: usize,
+}
+
+impl UpConv {
+    /// From the 3×3 convolution's `weight` `[outputs, inputs, 3, 3]` and `bias`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        let (outputs, inputs, _, _) = weight.dims4()?;
+        let weight = weight.flatten_all()?.to_vec1::<f32>()?;
+        // Which of three taps fall on the first and on the second small pixel, by parity of the output.
+        const TAPS: [[&[usize]; 2]; 2] = [[&[0], &[1, 2]], [&[0, 1], &[2]]];
+        let phase = |py: usize, px: usize| {
+            Packed::new(4 * inputs, outputs, |k, n| {
+                let (tap, channel) = (k / inputs, k % inputs);
+                let of = |y: &usize, x: &usize| f64::from(weight[(n * inputs + channel) * 9 + y * 3 + x]);
+                let (ys, xs) = (TAPS[py][tap / 2], TAPS[px][tap % 2]);
+                ys.iter().map(|y| xs.iter().map(|x| of(y, x)).sum::<f64>()).sum::<f64>() as f32
+            })
+        };
+        Ok(Self { phases: [phase(0, 0), phase(0, 1), phase(1, 0), phase(1, 1)], bias: bias.to_vec1()?, inputs })
+    }
+
+    /// `x` `[rows, cols, inputs]` to `[2·rows, 2·cols, outputs]`; the halo is of the small picture.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or a tensor is not contiguous f32 on the CPU.
+    pub fn forward(&self, x: &Tensor, halo: &Halo) -> Result<Tensor> {
+        let (rows, cols, inputs) = x.dims3()?;
+        if inputs != self.inputs {
+            bail!("an enlarging convolution of {} channels was given {inputs}", self.inputs);
+        }
+        let outputs = self.phases[0].n;
+        let mut out = output(4 * rows * cols * outputs);
+        let shared = SharedMut::new(&mut out);
+        let (above, below) = (edge(halo.above.as_ref())?, edge(halo.below.as_ref())?);
+        with_values(x, |values| {
+            let source = Source::new(values.as_ptr(), (rows, cols, inputs), above, below, None)?;
+            walk(&source, |strip, first, n_rows| {
+                tasks(n_rows, cols, self.phases[0].n_panels(), |place| {
+                    let task = Task { place, first, cols, added: Added::None };
+                    // SAFETY: tasks cover disjoint small pixels and panels, and so do the pixels they become.
+                    unsafe { enlarge(self, strip, &task, shared) };
+                });
+            });
+            Ok::<_, candle_core::Error>(())
+        })??;
+        Tensor::from_vec(out, (2 * rows, 2 * cols, outputs), x.device())
+    }
+}
+
+dispatch! {
+    /// One task of an enlarging convolution: reads the strip, writes the task's pixels of `out`.
+    unsafe fn enlarge(conv: &UpConv, strip: &Strip, task: &Task<'_>, out: SharedMut) = enlarge_with
+}
+
+#[inline(always)]
+unsafe fn enlarge_with<S: Simd>(conv: &UpConv, strip: &Strip, task: &Task<'_>, out: SharedMut) {
+    let Place { rows, cols, panels } = task.place;
+    let (outputs, n_cols) = (conv.phases[0].n, cols.1 - cols.0);
+    for (phase, taps) in conv.phases.iter().enumerate() {
+        let (py, px) = (phase / 2, phase % 2);
+        for panel in panels.0..panels.1 {
+            let width = taps.cols(panel);
+            let at = |row: usize| {
+                let pixel = (2 * (task.first + row) + py) * 2 * task.cols + 2 * cols.0 + px;
+                // SAFETY: the pixel lies in the enlarged picture and belongs to this task and phase.
+                unsafe { out.at(pixel * outputs + panel * PANEL) }
+            };
+            for tap in 0..4 {
+                for first in (0..conv.inputs).step_by(DEPTH) {
+                    for row in rows.0..rows.1 {
+                        let op = Operands {
+                            a: strip.at(row + py + tap / 2, cols.0 + px + tap % 2)[first..].as_ptr(),
+                            a_row: conv.inputs,
+                            a_col: 1,
+                            b: taps.at(panel, tap * conv.inputs + first),
+                            c: at(row),
+                            c_row: 2 * outputs,
+                            k: DEPTH.min(conv.inputs - first),
+                            onto: tap > 0 || first > 0,
+                        };
+                        // SAFETY: the strip has a row and a column more than the pixels on each side.
+                        unsafe { tile::panel::<S>(n_cols, width, op) };
+                    }
+                }
+            }
+            for row in rows.0..rows.1 {
+                for col in 0..n_cols {
+                    for lane in (0..width).step_by(LANES) {
+                        let n = LANES.min(width - lane);
+                        // SAFETY: `n` channels from `lane` of this pixel are this task's.
+                        unsafe {
+                            let to = at(row).add(2 * col * outputs + lane);
+                            let bias = S::load_first(conv.bias[panel * PANEL + lane..].as_ptr(), n);
+                            S::store_first(to, n, S::add(S::load_first(to, n), bias));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

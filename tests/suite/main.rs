@@ -1,0 +1,7 @@
+//! Whole-system tests, one module a subject.
+#![forbid(unsafe_code)]
+
+mod architecture;
+mod parity;
+mod tables;
+mod tidy;
