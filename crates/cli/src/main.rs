@@ -1,1 +1,88 @@
-fn main() {}
+//! The binary `fresco`: reads the command line, runs one command, and turns its end into an exit code.
+//!
+//! Leaves out what the commands do: each has a file of its own, named after it.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod doctor;
+mod engine;
+mod exit;
+mod image_file;
+mod interrupt;
+mod latents;
+mod memory;
+mod metadata;
+mod model_command;
+mod models;
+mod output;
+mod preview;
+mod progress;
+mod render;
+mod settings;
+mod terminal;
+mod verify;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+use exit::{Outcome, Stop};
+
+fn main() -> ExitCode {
+    let ended = match command_line() {
+        Ok(Some(cli)) => start_log().and_then(|()| run(cli.command)),
+        Ok(None) => Ok(Outcome::Done),
+        Err(error) => Err(error),
+    };
+    match ended {
+        Ok(outcome) => outcome.into(),
+        Err(error) => exit::report(&error),
+    }
+}
+
+/// The command line, completed by the environment and the settings files; nothing if it asks for help, which
+/// has been printed.
+fn command_line() -> anyhow::Result<Option<Cli>> {
+    let command = settings::apply(Cli::command())?;
+    let parsed = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
+        Ok(cli) => Ok(Some(cli)),
+        Err(error) if error.use_stderr() => Err(exit::usage(&error).into()),
+        Err(error) => {
+            terminal::say(error.render().ansi().to_string().trim_end())?;
+            Ok(None)
+        }
+    }
+}
+
+/// Sends events to standard error, as `FRESCO_LOG` says.
+fn start_log() -> anyhow::Result<()> {
+    let asked = std::env::var("FRESCO_LOG").ok().filter(|asked| !asked.is_empty());
+    let directives = asked.as_deref().unwrap_or("warn");
+    let filter = EnvFilter::try_new(directives).map_err(|error| {
+        Stop::Usage(format!("FRESCO_LOG `{directives}` is not understood ({error}): use a level such as debug"))
+    })?;
+    let is_colored = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_colored).init();
+    Ok(())
+}
+
+fn run(command: Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Render(args) => render::run(args),
+        Command::Model(args) => model_command::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Bench(args) => bench::run(args).map(|()| Outcome::Done),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "fresco", &mut script);
+            terminal::say_bytes(&script)?;
+            Ok(Outcome::Done)
+        }
+    }
+}

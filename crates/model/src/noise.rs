@@ -21,7 +21,7 @@ pub fn initial(seed: u64, latent: LatentSize) -> Result<Tensor> {
 const RUN: usize = 16;
 
 /// `len` normal values, 16 or more.
-fn randn(seed: u64, len: usize) -> Vec<f32> {
+pub(crate) fn randn(seed: u64, len: usize) -> Vec<f32> {
     let mut generator = Mt19937::new(seed as u32);
     let mut values: Vec<f32> = (0..len).map(|_| generator.uniform()).collect();
     let whole = len - len % RUN;

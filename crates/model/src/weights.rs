@@ -12,6 +12,8 @@ use rayon::prelude::*;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
+pub mod random;
+
 /// The weight files of one network.
 pub struct Weights {
     files: Vec<WeightFile>,
