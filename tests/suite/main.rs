@@ -3,5 +3,6 @@
 
 mod architecture;
 mod parity;
+mod rows;
 mod tables;
 mod tidy;
