@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod architecture;
+mod folders;
 mod parity;
 mod rows;
 mod tables;

@@ -5,6 +5,7 @@
 //! the two traits in [`seam`].
 #![forbid(unsafe_code)]
 
+pub mod class;
 pub mod config;
 pub mod convert;
 pub mod dit;
@@ -19,6 +20,7 @@ pub mod tokenizer;
 pub mod vae;
 pub mod weights;
 
+pub use class::numeric_class;
 pub use finite::ForwardError;
 pub use folder::{FolderError, ModelFolder};
-pub use render::{Progress, RenderError, Rendered, Renderer, numeric_class};
+pub use render::{Progress, RenderError, Rendered, Renderer};

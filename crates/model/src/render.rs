@@ -282,10 +282,3 @@ fn check_latents(latents: &Tensor, dims: (usize, usize, usize, usize)) -> Result
         .map_err(|_| RenderError::Latents("they hold a value that is not finite".into()))?;
     Ok(latents)
 }
-
-/// Names the arithmetic: renders of one class give equal bytes for equal requests.
-///
-/// The instruction set is part of it, because the text encoder's library sums in an order that depends on it.
-pub fn numeric_class() -> String {
-    format!("cpu-{}-f32-1", kernels::isa())
-}
