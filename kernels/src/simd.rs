@@ -121,7 +121,7 @@ pub(crate) unsafe fn silu<S: Simd>(x: S::V) -> S::V {
 /// As for [`Simd`].
 #[inline(always)]
 pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
-    const MINUS_TWO_ROOT_TWO_OVER_PI: f32 = -1.595_769_1;
+    const MINUS_TWO_ROOT_TWO_OVER_PI: f32 = -1.595_769;
     let cube = S::mul(S::mul(x, x), x);
     let inner = S::fma(cube, S::splat(0.044_715), x);
     let e = S::exp(S::mul(S::splat(MINUS_TWO_ROOT_TWO_OVER_PI), inner));

@@ -61,10 +61,19 @@ fn older_names_of_the_decoder_s_attention_are_understood() {
     let path = dir.path().join("vae/diffusion_pytorch_model.safetensors");
     let older = tensors(&path).into_iter().map(|(name, tensor)| {
         let renamed = ["to_q", "to_k", "to_v", "to_out.0"].iter().zip(["query", "key", "value", "proj_attn"]);
-        let new = renamed.fold(name.clone(), |name, (new, old)| name.replace(&format!("attentions.0.{new}."), &format!("attentions.0.{old}.")));
+        let new = renamed.fold(name.clone(), |name, (new, old)| {
+            name.replace(&format!("attentions.0.{new}."), &format!("attentions.0.{old}."))
+        });
         // They were written as 1×1 convolutions, too.
         let is_matrix = new != name && tensor.rank() == 2;
-        (new, if is_matrix { tensor.unsqueeze(2).and_then(|tensor| tensor.unsqueeze(3)).expect("two more axes") } else { tensor })
+        (
+            new,
+            if is_matrix {
+                tensor.unsqueeze(2).and_then(|tensor| tensor.unsqueeze(3)).expect("two more axes")
+            } else {
+                tensor
+            },
+        )
     });
     safetensors::save(&older.collect::<HashMap<_, _>>(), &path).expect("weights are written");
     assert_eq!(render(dir.path(), None), render(&golden("a/model"), None));
@@ -114,7 +123,9 @@ fn every_fault_of_a_folder_is_named_at_once() {
     weights.insert("scale_shift_table".into(), table);
     safetensors::save(&weights, &path).expect("weights are written");
     let error = ModelFolder::open(dir.path(), None).err().expect("the folder is at fault").to_string();
-    for part in ["vae/config.json", "`proj_out.bias` is missing", "`scale_shift_table` has shape [3, 5], [2, 96] is needed"] {
+    for part in
+        ["vae/config.json", "`proj_out.bias` is missing", "`scale_shift_table` has shape [3, 5], [2, 96] is needed"]
+    {
         assert!(error.contains(part), "{part:?} is not in:\n{error}");
     }
 }

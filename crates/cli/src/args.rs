@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use plan::request::MAX_STEPS;
 use plan::{Clean, ImageSize};
 
 use crate::bench::BenchArgs;
@@ -38,6 +39,11 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// The command line, with names of variables in its help and not what they hold at the moment.
+pub(crate) fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)))
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -61,10 +67,10 @@ pub(crate) enum Command {
 
 const RENDER_EXAMPLES: &str = "\
 Examples:
-  fresco render \"desert dunes at night with two moons on the left\" --size 128x128 --steps 12 --guidance 3
-  fresco render \"a calm sea at dawn\" --count 4 --out sea.png    # sea-0.png, sea-1.png, sea-2.png, sea-3.png
+  fresco render \"desert dunes at night\" --size 128x128 --steps 12 --guidance 3
+  fresco render \"a calm sea at dawn\" --count 4 --out sea.png   # sea-0.png … sea-3.png
   echo \"a pine forest in thick fog\" | fresco render - --json
-  fresco render \"an astronaut riding a horse\" --model PixArt-Sigma-XL-2-1024-MS --size 1024x576";
+  fresco render \"an astronaut riding a horse\" --model ./PixArt-Sigma --size 1024x576";
 
 /// Flags of `render`.
 #[derive(Debug, Args)]
@@ -88,6 +94,7 @@ pub(crate) struct RenderArgs {
 
     /// Denoising steps; time grows with them, beyond 20 little changes
     #[arg(long, env = "FRESCO_STEPS", value_name = "N", default_value = "20", allow_negative_numbers = true)]
+    #[arg(value_parser = steps)]
     pub(crate) steps: u32,
 
     /// How closely the prompt is followed; 1 turns guidance off and halves the time
@@ -96,6 +103,7 @@ pub(crate) struct RenderArgs {
 
     /// Seed of the initial noise; equal seeds and settings give equal bytes
     #[arg(long, env = "FRESCO_SEED", value_name = "S", default_value = "0", allow_negative_numbers = true)]
+    #[arg(value_parser = seed)]
     pub(crate) seed: u64,
 
     /// What to steer away from
@@ -137,6 +145,14 @@ pub(crate) struct RenderArgs {
     /// Print one JSON object per picture, and nothing else, on standard output
     #[arg(long, env = "FRESCO_JSON", value_parser = BoolishValueParser::new())]
     pub(crate) json: bool,
+}
+
+fn steps(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("a whole number from 1 to {MAX_STEPS} is needed, 12 to 20 is usual"))
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("a whole number from 0 to {} is needed", u64::MAX))
 }
 
 /// How many cores work.
@@ -265,11 +281,11 @@ pub(crate) struct VerifyArgs {
     pub(crate) image: PathBuf,
 
     /// Model folder, or the name of one [default: the name in the picture]
-    #[arg(long, env = "FRESCO_MODEL", value_name = "DIR|NAME")]
+    #[arg(long, value_name = "DIR|NAME")]
     pub(crate) model: Option<String>,
 
     /// Model folder that gives the parts --model lacks
-    #[arg(long, env = "FRESCO_BASE", value_name = "DIR|NAME")]
+    #[arg(long, value_name = "DIR|NAME")]
     pub(crate) base: Option<String>,
 
     /// The initial noise, if the picture was rendered with --latents
@@ -302,12 +318,10 @@ pub(crate) struct DoctorArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

@@ -11,6 +11,7 @@ mod exit;
 mod image_file;
 mod interrupt;
 mod latents;
+mod measure;
 mod memory;
 mod metadata;
 mod model_command;
@@ -26,7 +27,7 @@ mod verify;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
@@ -47,13 +48,15 @@ fn main() -> ExitCode {
 /// The command line, completed by the environment and the settings files; nothing if it asks for help, which
 /// has been printed.
 fn command_line() -> anyhow::Result<Option<Cli>> {
-    let command = settings::apply(Cli::command())?;
+    let command = settings::apply(args::command())?;
     let parsed = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => Ok(Some(cli)),
         Err(error) if error.use_stderr() => Err(exit::usage(&error).into()),
         Err(error) => {
-            terminal::say(error.render().ansi().to_string().trim_end())?;
+            let help = error.render();
+            let help = if is_colored(&std::io::stdout()) { help.ansi().to_string() } else { help.to_string() };
+            terminal::say(help.trim_end())?;
             Ok(None)
         }
     }
@@ -66,9 +69,13 @@ fn start_log() -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(directives).map_err(|error| {
         Stop::Usage(format!("FRESCO_LOG `{directives}` is not understood ({error}): use a level such as debug"))
     })?;
-    let is_colored = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_colored).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(is_colored(&std::io::stderr())).init();
     Ok(())
+}
+
+fn is_colored(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 fn run(command: Command) -> anyhow::Result<Outcome> {
@@ -80,7 +87,7 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Bench(args) => bench::run(args).map(|()| Outcome::Done),
         Command::Completion { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "fresco", &mut script);
+            clap_complete::generate(shell, &mut args::command(), "fresco", &mut script);
             terminal::say_bytes(&script)?;
             Ok(Outcome::Done)
         }

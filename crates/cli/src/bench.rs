@@ -1,0 +1,207 @@
+//! `fresco bench`: measures parts of the work on this machine.
+//!
+//! Leaves out comparisons with other programs, which live in `benches/compare`.
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use plan::ImageSize;
+
+use crate::exit::Stop;
+use crate::measure::{self, Measurement};
+use crate::terminal;
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco bench device
+  fresco bench block --tokens 4096 --threads 2
+  fresco bench vae --size 1024x1024 --json
+  fresco bench attention --queries 4096 --keys 1024")]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: BenchCommand,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// This machine: instruction set, arithmetic and memory speed
+    Device(RunArgs),
+    /// One transformer block
+    Block(BlockArgs),
+    /// The picture decoder
+    Vae(VaeArgs),
+    /// Attention alone
+    Attention(AttentionArgs),
+}
+
+/// How often and on how many cores.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// How many cores work
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: u32,
+
+    /// How many runs; the median is reported
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) runs: u32,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `bench block`; the defaults are those of PixArt-Σ XL/2.
+#[derive(Debug, Args)]
+pub(crate) struct BlockArgs {
+    /// Tokens of the picture, a square number
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) tokens: u32,
+
+    /// Channels of a token
+    #[arg(long, value_name = "N", default_value = "1152", value_parser = clap::value_parser!(u32).range(4..=1 << 16))]
+    pub(crate) width: u32,
+
+    /// Attention heads
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) heads: u32,
+
+    /// Compression of keys and values on each side; 1 is none
+    #[arg(long, value_name = "R", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) kv_ratio: u32,
+
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// Flags of `bench vae`; the default widths are those of SDXL's decoder.
+#[derive(Debug, Args)]
+pub(crate) struct VaeArgs {
+    /// Width and height of the picture in pixels
+    #[arg(long, value_name = "WxH", default_value = "512x512")]
+    pub(crate) size: ImageSize,
+
+    /// Channels of each level, finest first
+    #[arg(long, value_name = "N,N,N,N", default_value = "128,256,512,512", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(crate) widths: Vec<u32>,
+
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// Flags of `bench attention`.
+#[derive(Debug, Args)]
+pub(crate) struct AttentionArgs {
+    /// Queries
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) queries: u32,
+
+    /// Keys
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) keys: u32,
+
+    /// Attention heads
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) heads: u32,
+
+    /// Channels of one head
+    #[arg(long, value_name = "N", default_value = "72", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) head_width: u32,
+
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// Runs one measurement and prints it.
+pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
+    match args.command {
+        BenchCommand::Device(args) => device(&args),
+        BenchCommand::Block(args) => {
+            if !args.width.is_multiple_of(args.heads) || !args.width.is_multiple_of(4) {
+                let (width, heads) = (args.width, args.heads);
+                return Err(Stop::Usage(format!("width {width} is not a multiple of 4 and of {heads} heads")).into());
+            }
+            let head_width = (args.width / args.heads) as usize;
+            let what = format!("block of {} channels, {} tokens, R = {}", args.width, args.tokens, args.kv_ratio);
+            measure_and_show(&args.run, &what, |runs| {
+                measure::block(args.tokens as usize, args.heads as usize, head_width, args.kv_ratio as usize, runs)
+            })
+        }
+        BenchCommand::Vae(args) => {
+            let widths: Vec<usize> = args.widths.iter().map(|&width| width as usize).collect();
+            // SDXL's decoder has 32 groups; narrower ones have as many as their narrowest level allows.
+            let groups = widths.iter().fold(32, |groups, &width| gcd(groups, width));
+            if widths.len() != 4 {
+                return Err(Stop::Usage(format!("widths: {} are given, four levels are needed", widths.len())).into());
+            }
+            let what = format!("decode of {} with widths {widths:?}", args.size);
+            measure_and_show(&args.run, &what, |runs| measure::decode(args.size, &widths, 2, groups, runs))
+        }
+        BenchCommand::Attention(args) => {
+            let [queries, keys, heads, width] =
+                [args.queries, args.keys, args.heads, args.head_width].map(|value| value as usize);
+            let what = format!("attention of {queries} queries over {keys} keys, {heads} heads of {width}");
+            measure_and_show(&args.run, &what, |runs| measure::attention(queries, keys, heads, width, runs))
+        }
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Runs `f` with the asked number of threads.
+fn on_threads<R: Send>(threads: u32, f: impl FnOnce() -> anyhow::Result<R> + Send) -> anyhow::Result<R> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build().context("start threads")?;
+    pool.install(f)
+}
+
+fn measure_and_show(
+    run: &RunArgs,
+    what: &str,
+    measure: impl FnOnce(usize) -> anyhow::Result<Measurement> + Send,
+) -> anyhow::Result<()> {
+    let measured = on_threads(run.threads, || measure(run.runs as usize))?;
+    let (seconds, gflops) = (measured.median(), measured.flop / measured.median() / 1e9);
+    if run.json {
+        return terminal::say_json(&serde_json::json!({
+            "what": what, "threads": run.threads, "seconds": seconds, "runs": measured.seconds,
+            "gflops": (measured.flop > 0.0).then_some(gflops), "peak_bytes": measured.peak_bytes,
+            "numeric_class": model::numeric_class(),
+        }));
+    }
+    let mut line = format!("{what}: {seconds:.4} s on {} threads, median of {}", run.threads, run.runs);
+    if measured.flop > 0.0 {
+        line += &format!(", {gflops:.0} GFLOP/s");
+    }
+    if let Some(bytes) = measured.peak_bytes {
+        line += &format!(", at most {:.0} MiB beside the weights", bytes as f64 / (1 << 20) as f64);
+    }
+    terminal::say(&line)
+}
+
+/// What the planner needs to know of this machine.
+fn device(run: &RunArgs) -> anyhow::Result<()> {
+    const COPY_BYTES: usize = 256 << 20;
+    let runs = run.runs as usize;
+    let (linear, attention, copy) = on_threads(run.threads, || {
+        let linear = measure::linear(1024, 1152, 1152, runs)?;
+        let attention = measure::attention(1024, 4096, 16, 72, runs)?;
+        Ok((linear, attention, measure::copy(COPY_BYTES, runs)?))
+    })?;
+    let gflops = |measured: &Measurement| measured.flop / measured.median() / 1e9;
+    // Every byte is read once and written once.
+    let bandwidth = 2.0 * COPY_BYTES as f64 / copy.median() / 1e9;
+    if run.json {
+        return terminal::say_json(&serde_json::json!({
+            "isa": kernels::isa().to_string(), "numeric_class": model::numeric_class(), "threads": run.threads,
+            "linear_gflops": gflops(&linear), "attention_gflops": gflops(&attention), "memory_gb_per_s": bandwidth,
+        }));
+    }
+    terminal::say(&format!("instruction set: {}, numeric class {}", kernels::isa(), model::numeric_class()))?;
+    terminal::say(&format!("linear layers:   {:.0} GFLOP/s on {} threads", gflops(&linear), run.threads))?;
+    terminal::say(&format!("attention:       {:.0} GFLOP/s", gflops(&attention)))?;
+    terminal::say(&format!("memory:          {bandwidth:.1} GB/s"))
+}

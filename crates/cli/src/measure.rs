@@ -1,0 +1,184 @@
+//! What `bench` measures: kernels, a block and a decode on random weights, inside one warm process.
+//!
+//! Leaves out how results are shown. Every measurement warms up once, which is not counted.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use kernels::{Epilogue, Linear};
+use model::dit::{self, block::Block};
+use model::seam::{WholePicture, WholeSequence};
+use model::vae::{self, Decoder};
+use model::weights::{Weights, random};
+use plan::{DitSpec, ImageSize, KvCompress, LatentSize, LayerIdx, VaeSpec};
+
+/// Tokens of the caption a block attends to.
+const CAPTION_TOKENS: usize = 300;
+
+/// Seconds of each run, and the arithmetic one run does.
+#[derive(Debug, Clone)]
+pub(crate) struct Measurement {
+    /// In order of the runs.
+    pub(crate) seconds: Vec<f64>,
+    /// Floating-point operations of a run; 0 where they are not what is measured.
+    pub(crate) flop: f64,
+    /// Most memory in use during the runs over that before them, if the system tells.
+    pub(crate) peak_bytes: Option<u64>,
+}
+
+impl Measurement {
+    fn of(runs: usize, flop: f64, mut run: impl FnMut() -> Result<()>) -> Result<Self> {
+        run()?;
+        let before = memory::restart_peak();
+        let mut seconds = Vec::with_capacity(runs);
+        for _ in 0..runs {
+            let start = Instant::now();
+            run()?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let peak_bytes = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
+        Ok(Self { seconds, flop, peak_bytes })
+    }
+
+    /// Middle of the runs.
+    pub(crate) fn median(&self) -> f64 {
+        let mut sorted = self.seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted[sorted.len() / 2]
+    }
+}
+
+/// Random values of a shape.
+fn noise(shape: &[usize]) -> Result<Tensor> {
+    let len: usize = shape.iter().product();
+    let noise = model::noise::initial(1, LatentSize { rows: 4, cols: len.div_ceil(16) })?;
+    Ok(noise.flatten_all()?.narrow(0, 0, len)?.reshape(shape)?)
+}
+
+/// Attention of `queries` over `keys`.
+pub(crate) fn attention(
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    head_width: usize,
+    runs: usize,
+) -> Result<Measurement> {
+    let width = heads * head_width;
+    let (q, k, v) = (noise(&[queries, width])?, noise(&[keys, width])?, noise(&[keys, width])?);
+    let flop = 4.0 * queries as f64 * keys as f64 * width as f64;
+    Measurement::of(runs, flop, || Ok(kernels::attention(&q, &k, &v, heads).map(drop)?))
+}
+
+/// A linear layer on `rows` rows.
+pub(crate) fn linear(rows: usize, inputs: usize, outputs: usize, runs: usize) -> Result<Measurement> {
+    let layer = Linear::new(&noise(&[outputs, inputs])?, None)?;
+    let x = noise(&[rows, inputs])?;
+    let flop = 2.0 * rows as f64 * inputs as f64 * outputs as f64;
+    Measurement::of(runs, flop, || Ok(layer.forward(&x, Epilogue::None).map(drop)?))
+}
+
+/// A copy of `bytes` bytes, shared among all threads; read and written bytes over seconds is the bandwidth.
+pub(crate) fn copy(bytes: usize, runs: usize) -> Result<Measurement> {
+    use rayon::prelude::*;
+    let from = vec![1f32; bytes / 4];
+    let mut to = vec![0f32; bytes / 4];
+    Measurement::of(runs, 0.0, || {
+        to.par_chunks_mut(1 << 18).zip(from.par_chunks(1 << 18)).for_each(|(to, from)| to.copy_from_slice(from));
+        Ok(())
+    })
+}
+
+/// One transformer block on `tokens` tokens in a grid as square as may be.
+pub(crate) fn block(
+    tokens: usize,
+    heads: usize,
+    head_width: usize,
+    kv_ratio: usize,
+    runs: usize,
+) -> Result<Measurement> {
+    let compress = KvCompress { ratio: kv_ratio, layers: [LayerIdx(0)].into() };
+    let spec = DitSpec {
+        depth: 1,
+        heads,
+        head_width,
+        caption_width: 64,
+        sample_cells: 128,
+        interpolation: 2.0,
+        kv_compress: (kv_ratio > 1).then_some(compress),
+    };
+    let (_dir, weights) = random_weights(&dit::manifest(&spec))?;
+    let block = Block::load(&spec, LayerIdx(0), &weights)?;
+    let rows = (1..=tokens.isqrt()).rev().find(|rows| tokens.is_multiple_of(*rows)).unwrap_or(1);
+    let cols = tokens / rows;
+    let width = spec.width();
+    let x = noise(&[tokens, width])?;
+    let modulation = noise(&[6 * width])?.to_vec1::<f32>()?;
+    let caption = block.caption_keys(&noise(&[CAPTION_TOKENS, width])?)?;
+    let keys = (rows / kv_ratio) * (cols / kv_ratio);
+    // Eight projections' worth in attention and MLP, two in cross-attention, and the two attentions.
+    let flop = 28.0 * tokens as f64 * (width * width) as f64
+        + 4.0 * tokens as f64 * (keys + CAPTION_TOKENS) as f64 * width as f64;
+    let mut whole = WholeSequence { heads };
+    Measurement::of(runs, flop, || Ok(block.forward(&x, cols, &modulation, &caption, &mut whole).map(drop)?))
+}
+
+/// A decode to a picture of `size`, with a decoder of these level widths.
+pub(crate) fn decode(
+    size: ImageSize,
+    widths: &[usize],
+    layers_per_block: usize,
+    groups: usize,
+    runs: usize,
+) -> Result<Measurement> {
+    let spec = VaeSpec {
+        widths: widths.to_vec(),
+        layers_per_block,
+        groups,
+        scaling_factor: 0.13025,
+        shift_factor: 0.0,
+        latent_channels: 4,
+        has_post_quant_conv: true,
+        has_mid_attention: true,
+    };
+    let manifest: Vec<_> = vae::manifest(&spec).into_iter().map(|(names, shape)| (names[0].clone(), shape)).collect();
+    let (_dir, weights) = random_weights(&manifest)?;
+    let decoder = Decoder::load(&spec, &weights)?;
+    drop(weights);
+    let latent = size.latent(spec.factor());
+    let latents = noise(&[4, latent.rows, latent.cols])?;
+    Measurement::of(runs, 0.0, || {
+        let pixels = decoder.decode(&latents, &mut WholePicture, &mut |_| ControlFlow::Continue(()))?;
+        drop(pixels);
+        Ok(())
+    })
+}
+
+fn random_weights(manifest: &[(String, Vec<usize>)]) -> Result<(tempfile::TempDir, Weights)> {
+    let dir = tempfile::tempdir().context("make a temporary folder")?;
+    random::write(dir.path(), manifest, 1).context("write random weights")?;
+    let weights = Weights::open(dir.path(), "bench").map_err(|faults| anyhow::anyhow!(faults.join("; ")))?;
+    Ok((dir, weights))
+}
+
+/// This process's memory, as Linux tells it.
+mod memory {
+    /// Begins a new peak; gives what is in use now.
+    pub(super) fn restart_peak() -> Option<u64> {
+        // `5` resets the peak and nothing else (proc(5)).
+        std::fs::write("/proc/self/clear_refs", "5").ok()?;
+        field("VmRSS:")
+    }
+
+    /// The most in use since the last restart.
+    pub(super) fn peak() -> Option<u64> {
+        field("VmHWM:")
+    }
+
+    fn field(name: &str) -> Option<u64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    }
+}

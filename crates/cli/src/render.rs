@@ -1,0 +1,187 @@
+//! `fresco render`: flags become requests, requests become files.
+//!
+//! Everything a user can get wrong is checked before the weights are read. Leaves out the mathematics
+//! (`model`), names and writes (`output`), and bytes of files (`image_file`).
+
+use std::io::Read;
+use std::time::Instant;
+
+use anyhow::Context;
+use model::{Progress, Rendered};
+use plan::RenderRequest;
+use plan::request::MAX_PROMPT_BYTES;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::args::RenderArgs;
+use crate::engine::{Engine, Loaded};
+use crate::exit::{Outcome, Stop};
+use crate::image_file;
+use crate::interrupt;
+use crate::latents::{Latents, hex};
+use crate::metadata::Metadata;
+use crate::output::Target;
+use crate::preview::Preview;
+use crate::progress::{Meter, cut_prompt};
+use crate::terminal;
+
+/// Renders all pictures the flags ask for.
+pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
+    let mut began = Instant::now();
+    let requests = requests(&args)?;
+    let target = |request| Target::of(request, args.count, args.out.as_deref(), args.force, args.bit_depth);
+    let targets = requests.iter().map(target).collect::<Result<Vec<_>, _>>()?;
+    for target in &targets {
+        target.check()?;
+        Preview::new(args.preview_every, target)?;
+    }
+    let engine = Engine::open(&args.model, args.base.as_deref(), &args.threads)?;
+    engine.check_memory(args.size)?;
+    let noise = args.latents.as_deref().map(|path| Latents::read(path, engine.latent(args.size))).transpose()?;
+    interrupt::listen()?;
+
+    let mut job = Job { args: &args, model: engine.load()?, noise, warnings: Vec::new() };
+    for (idx, (request, target)) in requests.iter().zip(&targets).enumerate() {
+        let label = if args.count > 1 { format!("picture {} of {}, ", idx + 1, args.count) } else { String::new() };
+        let report = job.picture(request, target, label, began)?;
+        if args.json {
+            terminal::say_json(&report.json)?;
+        } else {
+            terminal::say(&report.line)?;
+        }
+        began = Instant::now();
+    }
+    Ok(Outcome::Done)
+}
+
+/// One request for each picture.
+fn requests(args: &RenderArgs) -> anyhow::Result<Vec<RenderRequest>> {
+    if args.latents.is_some() && args.count > 1 {
+        let fault = "--latents gives the noise of one picture: leave --count out";
+        return Err(Stop::Usage(fault.into()).into());
+    }
+    let Some(last) = args.seed.checked_add(u64::from(args.count - 1)) else {
+        let fault = format!("--seed {} leaves no room for --count {}: take a smaller seed", args.seed, args.count);
+        return Err(Stop::Usage(fault).into());
+    };
+    let prompt = if args.prompt == "-" { standard_input()? } else { args.prompt.clone() };
+    let first = RenderRequest {
+        prompt,
+        negative: args.negative.clone(),
+        size: args.size,
+        steps: args.steps,
+        guidance: args.guidance,
+        seed: args.seed,
+        clean: args.clean.into(),
+    };
+    first.check()?;
+    Ok((args.seed..=last).map(|seed| RenderRequest { seed, ..first.clone() }).collect())
+}
+
+fn standard_input() -> anyhow::Result<String> {
+    let mut prompt = String::new();
+    let most = MAX_PROMPT_BYTES as u64 + 1;
+    std::io::stdin().take(most).read_to_string(&mut prompt).context("read the prompt from standard input")?;
+    if prompt.len() as u64 == most {
+        let fault = format!("the prompt on standard input is longer than {MAX_PROMPT_BYTES} bytes: shorten it");
+        return Err(Stop::Usage(fault).into());
+    }
+    // The line's end belongs to the line, not to the prompt.
+    let line = prompt.strip_suffix('\n').unwrap_or(&prompt);
+    Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
+}
+
+/// The pictures of one command.
+struct Job<'a> {
+    args: &'a RenderArgs,
+    model: Loaded,
+    noise: Option<Latents>,
+    /// Said so far: all pictures have the same prompt, which is cut once.
+    warnings: Vec<String>,
+}
+
+/// What is said about a finished picture.
+struct Report {
+    line: String,
+    json: Value,
+}
+
+impl Job<'_> {
+    /// Renders one picture and writes it. `began`: when the work on it did.
+    fn picture(
+        &mut self,
+        request: &RenderRequest,
+        target: &Target,
+        label: String,
+        began: Instant,
+    ) -> anyhow::Result<Report> {
+        let mut meter = Meter::start(label, request.steps);
+        let rendered = self.render(request, target, &mut meter)?;
+        let model = self.model.model_id()?;
+        let latents = self.noise.as_ref().map(|noise| noise.sha256.clone());
+        let metadata = Metadata::of(request, target.format.bit_depth(), model, latents);
+        let bytes = image_file::encode(&rendered, target.format, &metadata)?;
+        interrupt::check()?;
+        let path = target.write(&bytes)?;
+
+        let (seconds, path) = (began.elapsed().as_secs_f64(), path.display().to_string());
+        let line = format!(
+            "{}: {}, {} steps, seed {}, in {seconds:.2} s ({:.3} s per step)",
+            terminal::printable(&path),
+            request.size,
+            request.steps,
+            request.seed,
+            meter.seconds_per_step()
+        );
+        let json = json!({
+            "path": path,
+            "sha256": hex(&Sha256::digest(&bytes)),
+            "seed": request.seed,
+            "size": request.size.to_string(),
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "seconds": seconds,
+            "seconds_per_step": meter.seconds_per_step(),
+            "decode_seconds": meter.decode_seconds(),
+            "model": metadata.model,
+            "numeric_class": metadata.numeric_class,
+            "warnings": self.warnings,
+        });
+        Ok(Report { line, json })
+    }
+
+    fn render(&mut self, request: &RenderRequest, target: &Target, meter: &mut Meter) -> anyhow::Result<Rendered> {
+        let mut preview = Preview::new(self.args.preview_every, target)?;
+        let Self { model, warnings, noise, .. } = self;
+        let mut warn = |meter: &Meter, line: String| {
+            if !warnings.contains(&line) {
+                meter.aside(|| terminal::warning(&line));
+                warnings.push(line);
+            }
+        };
+        let mut watch = |progress: Progress<'_>| {
+            meter.show(&progress);
+            match &progress {
+                Progress::PromptCut { which, n_tokens, cut_text } => {
+                    warn(meter, cut_prompt(which, *n_tokens, cut_text));
+                }
+                Progress::Step { step, steps, .. } => tracing::debug!(step = step + 1, steps, "step done"),
+                Progress::Encoded | Progress::Decode { .. } => {}
+            }
+            if let Some(fault) = preview.as_mut().and_then(|preview| preview.show(&progress, model)) {
+                if interrupt::flow().is_continue() {
+                    warn(meter, fault);
+                }
+                preview = None;
+            }
+            meter.skip();
+            interrupt::flow()
+        };
+        let noise = noise.as_ref().map(|noise| &noise.tensor);
+        match model.render(request, noise, &mut watch) {
+            // Whatever went wrong meanwhile, the user asked for the end.
+            Err(_) if interrupt::flow().is_break() => Err(Stop::Interrupted.into()),
+            rendered => rendered,
+        }
+    }
+}
