@@ -88,9 +88,10 @@ pub(crate) struct RenderArgs {
     #[arg(long, env = "FRESCO_BASE", value_name = "DIR|NAME")]
     pub(crate) base: Option<String>,
 
-    /// Width and height in pixels, multiples of 16; memory and time grow with their product
-    #[arg(long, env = "FRESCO_SIZE", value_name = "WxH", default_value = "512x512")]
-    pub(crate) size: ImageSize,
+    /// Width and height in pixels, multiples of 16; memory and time grow with their product [default: the size the
+    /// model is at its best with]
+    #[arg(long, env = "FRESCO_SIZE", value_name = "WxH")]
+    pub(crate) size: Option<ImageSize>,
 
     /// Denoising steps; time grows with them, beyond 20 little changes
     #[arg(long, env = "FRESCO_STEPS", value_name = "N", default_value = "20", allow_negative_numbers = true)]

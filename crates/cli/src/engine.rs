@@ -33,13 +33,19 @@ impl Engine {
         Ok(Self { dir, folder: Arc::new(folder), pool })
     }
 
+    /// The size the model is at its best with.
+    pub(crate) fn natural_size(&self) -> ImageSize {
+        self.folder.natural_size()
+    }
+
     /// The latent of a picture of `size`.
     pub(crate) fn latent(&self, size: ImageSize) -> LatentSize {
         size.latent(self.folder.spec().vae.factor())
     }
 
-    /// Refuses a picture that does not fit in memory.
-    pub(crate) fn check_memory(&self, size: ImageSize) -> anyhow::Result<()> {
+    /// Refuses a picture the model cannot make, or that does not fit in memory.
+    pub(crate) fn check_size(&self, size: ImageSize) -> anyhow::Result<()> {
+        self.folder.spec().check_size(size)?;
         Memory::measure().check(self.folder.spec(), size, self.folder.weights_bytes()).map_err(|fault| anyhow!(fault))
     }
 

@@ -15,6 +15,8 @@ pub(crate) struct Meter {
     /// When the part at work began.
     began: Instant,
     n_steps: u32,
+    /// When the first step was done.
+    first_step: Option<Instant>,
     step_time: Duration,
     decode_time: Duration,
 }
@@ -26,7 +28,7 @@ impl Meter {
         bar.set_prefix(format!("{label}step"));
         bar.set_message("reading the prompt");
         let zero = Duration::ZERO;
-        Self { bar, label, began: Instant::now(), n_steps: 0, step_time: zero, decode_time: zero }
+        Self { bar, label, began: Instant::now(), n_steps: 0, first_step: None, step_time: zero, decode_time: zero }
     }
 
     /// Shows what has just been done.
@@ -36,6 +38,7 @@ impl Meter {
             Progress::Encoded => self.bar.set_message("denoising"),
             Progress::Step { step, steps, .. } => {
                 self.n_steps += 1;
+                self.first_step.get_or_insert_with(Instant::now);
                 self.step_time += self.began.elapsed();
                 let left = self.step_time / self.n_steps * u32::try_from(steps - step - 1).unwrap_or(u32::MAX);
                 self.bar.set_position(step as u64 + 1);
@@ -64,6 +67,11 @@ impl Meter {
 
     pub(crate) fn seconds_per_step(&self) -> f64 {
         self.step_time.as_secs_f64() / f64::from(self.n_steps.max(1))
+    }
+
+    /// From `start` until the first step was done.
+    pub(crate) fn first_step_seconds(&self, start: Instant) -> Option<f64> {
+        self.first_step.map(|done| done.duration_since(start).as_secs_f64())
     }
 
     pub(crate) fn decode_seconds(&self) -> f64 {

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use model::{Progress, Rendered};
-use plan::RenderRequest;
 use plan::request::MAX_PROMPT_BYTES;
+use plan::{ImageSize, RenderRequest};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -28,16 +28,18 @@ use crate::terminal;
 /// Renders all pictures the flags ask for.
 pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
     let mut began = Instant::now();
-    let requests = requests(&args)?;
+    check(&args)?;
+    let engine = Engine::open(&args.model, args.base.as_deref(), &args.threads)?;
+    let size = args.size.unwrap_or_else(|| engine.natural_size());
+    let requests = requests(&args, size)?;
     let target = |request| Target::of(request, args.count, args.out.as_deref(), args.force, args.bit_depth);
     let targets = requests.iter().map(target).collect::<Result<Vec<_>, _>>()?;
     for target in &targets {
         target.check()?;
         Preview::new(args.preview_every, target)?;
     }
-    let engine = Engine::open(&args.model, args.base.as_deref(), &args.threads)?;
-    engine.check_memory(args.size)?;
-    let noise = args.latents.as_deref().map(|path| Latents::read(path, engine.latent(args.size))).transpose()?;
+    engine.check_size(size)?;
+    let noise = args.latents.as_deref().map(|path| Latents::read(path, engine.latent(size))).transpose()?;
     interrupt::listen()?;
 
     let mut job = Job { args: &args, model: engine.load()?, noise, warnings: Vec::new() };
@@ -54,21 +56,27 @@ pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// One request for each picture.
-fn requests(args: &RenderArgs) -> anyhow::Result<Vec<RenderRequest>> {
+/// Refuses flags that cannot go together.
+fn check(args: &RenderArgs) -> Result<(), Stop> {
     if args.latents.is_some() && args.count > 1 {
         let fault = "--latents gives the noise of one picture: leave --count out";
-        return Err(Stop::Usage(fault.into()).into());
+        return Err(Stop::Usage(fault.into()));
     }
-    let Some(last) = args.seed.checked_add(u64::from(args.count - 1)) else {
+    if args.seed.checked_add(u64::from(args.count - 1)).is_none() {
         let fault = format!("--seed {} leaves no room for --count {}: take a smaller seed", args.seed, args.count);
-        return Err(Stop::Usage(fault).into());
-    };
+        return Err(Stop::Usage(fault));
+    }
+    Ok(())
+}
+
+/// One request for each picture, of `size`.
+fn requests(args: &RenderArgs, size: ImageSize) -> anyhow::Result<Vec<RenderRequest>> {
+    let last = args.seed + u64::from(args.count - 1);
     let prompt = if args.prompt == "-" { standard_input()? } else { args.prompt.clone() };
     let first = RenderRequest {
         prompt,
         negative: args.negative.clone(),
-        size: args.size,
+        size,
         steps: args.steps,
         guidance: args.guidance,
         seed: args.seed,
@@ -141,6 +149,7 @@ impl Job<'_> {
             "steps": request.steps,
             "guidance": request.guidance,
             "seconds": seconds,
+            "first_step_seconds": meter.first_step_seconds(began),
             "seconds_per_step": meter.seconds_per_step(),
             "decode_seconds": meter.decode_seconds(),
             "model": metadata.model,

@@ -52,7 +52,7 @@ fn render_again(args: &VerifyArgs, shown: &str, stored: &Stored) -> anyhow::Resu
     let request = stored.metadata.request().map_err(|fault| anyhow!("picture {shown}: {fault}"))?;
     let named = &stored.metadata.model.name;
     let engine = Engine::open(args.model.as_deref().unwrap_or(named), args.base.as_deref(), &args.threads)?;
-    engine.check_memory(request.size)?;
+    engine.check_size(request.size)?;
     let noise = args.latents.as_deref().map(|path| Latents::read(path, engine.latent(request.size))).transpose()?;
     check_noise(&stored.metadata, noise.as_ref()).map_err(|fault| anyhow!("picture {shown}: {fault}"))?;
     interrupt::listen()?;

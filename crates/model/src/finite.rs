@@ -7,7 +7,7 @@ use rayon::prelude::*;
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
     /// Shapes or types did not fit, or memory was short.
-    #[error(transparent)]
+    #[error("{}", first_line(.0))]
     Tensor(#[from] candle_core::Error),
     /// A value is a NaN or an infinity; `tensor` is named as in the checkpoint.
     #[error("the output of `{tensor}` holds a value that is not finite")]
@@ -16,6 +16,11 @@ pub enum ForwardError {
     /// The caller broke off.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// What `error` says, without the trace of calls candle may have put behind it.
+pub(crate) fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Passes if all values of `x`, the output of the layers `name` gives, are finite.

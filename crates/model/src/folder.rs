@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plan::{ModelSpec, TextSpec};
+use plan::{ImageSize, ModelSpec, TextSpec};
 use sha2::{Digest, Sha256};
 
 use crate::config::{self, Config, DIT_KEYS, TEXT_KEYS, VAE_KEYS};
@@ -35,6 +35,7 @@ pub struct ModelFolder {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) schedule: NoiseSchedule,
     parts: Vec<Part>,
+    natural_size: ImageSize,
 }
 
 /// Why a model folder cannot be used: every fault found.
@@ -131,8 +132,9 @@ impl ModelFolder {
         let tokenizer = tokenizer?;
         let spec = ModelSpec { dit: dit_spec, vae: vae_spec, text: text_spec };
         check_together(&spec, &tokenizer, faults);
+        let natural_size = places.natural_size(&spec, faults)?;
         let name = places.dir.canonicalize().as_deref().map_or_else(|_| file_name(places.dir), file_name);
-        Some(Self { name, spec, dit, vae, text, text_config, tokenizer, schedule: schedule?, parts })
+        Some(Self { name, spec, dit, vae, text, text_config, tokenizer, schedule: schedule?, parts, natural_size })
     }
 
     /// Facts of all networks.
@@ -143,6 +145,12 @@ impl ModelFolder {
     /// The last component of the folder's path.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The size of picture the model is at its best with: what `_fresco_natural_size` in `model_index.json` says,
+    /// or else the square its position code is based on.
+    pub fn natural_size(&self) -> ImageSize {
+        self.natural_size
     }
 
     /// What the folder holds.
@@ -261,6 +269,18 @@ impl Places<'_> {
             .map_err(|error| format!("is missing or unreadable ({error})"))
             .and_then(|text| config::parse(&text));
         parsed.map_err(|fault| faults.push(format!("{part}/{name} {fault}"))).ok()
+    }
+
+    fn natural_size(&self, spec: &ModelSpec, faults: &mut Vec<String>) -> Option<ImageSize> {
+        let text = std::fs::read_to_string(self.dir.join("model_index.json")).unwrap_or_default();
+        let index = config::parse(&text).unwrap_or_default();
+        let Some(size) = index.get("_fresco_natural_size") else {
+            let side_px = (spec.dit.sample_cells * spec.vae.factor()) as u32;
+            let side_px = (side_px / ImageSize::MULTIPLE_PX).max(1) * ImageSize::MULTIPLE_PX;
+            return ImageSize::new(side_px, side_px).ok();
+        };
+        let parsed = size.as_str().unwrap_or_default().parse::<ImageSize>();
+        parsed.map_err(|fault| faults.push(format!("model_index.json: `_fresco_natural_size` is {size}: {fault}"))).ok()
     }
 
     /// Fills what a converted transformer's config could not know from the base's.

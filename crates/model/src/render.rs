@@ -90,7 +90,7 @@ pub enum RenderError {
     #[error("cancelled")]
     Cancelled,
     /// Shapes did not fit.
-    #[error(transparent)]
+    #[error("{}", crate::finite::first_line(.0))]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -133,6 +133,7 @@ impl Renderer {
         watch: &mut Watch<'_>,
     ) -> Result<Rendered, RenderError> {
         request.check()?;
+        self.folder.spec().check_size(request.size)?;
         let latent = request.size.latent(self.folder.spec().vae.factor());
         let dims = (1, 4, latent.rows, latent.cols);
         let start = match noise {

@@ -61,6 +61,10 @@ pub enum RequestError {
     #[error("size `{text}` is not WIDTHxHEIGHT in pixels, such as 1024x576")]
     #[allow(missing_docs)]
     SizeSyntax { text: String },
+    /// Not one token is left once keys and values are compressed.
+    #[error("size {size} is too small for this model: use at least {least_px} px on each side")]
+    #[allow(missing_docs)]
+    Small { size: ImageSize, least_px: u32 },
     /// No steps, or more than the noise schedule has.
     #[error("steps {steps} is out of range: use 1 to {MAX_STEPS}; 12 to 20 is usual")]
     #[allow(missing_docs)]

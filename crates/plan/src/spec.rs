@@ -4,8 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::geometry::TOKEN_CELLS;
+use crate::geometry::{ImageSize, TOKEN_CELLS};
 use crate::id::LayerIdx;
+use crate::request::RequestError;
 
 /// All three networks of a model folder.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +17,22 @@ pub struct ModelSpec {
     pub vae: VaeSpec,
     /// The text encoder.
     pub text: TextSpec,
+}
+
+impl ModelSpec {
+    /// Passes if this model can render pictures of `size`.
+    ///
+    /// # Errors
+    /// If compression would leave no keys at all.
+    pub fn check_size(&self, size: ImageSize) -> Result<(), RequestError> {
+        let ratio = self.dit.kv_compress.as_ref().map_or(1, |kv| kv.ratio);
+        let grid = size.latent(self.vae.factor()).tokens().compressed(ratio);
+        if grid.rows > 0 && grid.cols > 0 {
+            return Ok(());
+        }
+        let least_px = (ratio * self.vae.factor() * TOKEN_CELLS) as u32;
+        Err(RequestError::Small { size, least_px })
+    }
 }
 
 /// The diffusion transformer (PixArt-Σ, arXiv:2403.04692).

@@ -23,6 +23,11 @@ fn a_size_that_is_no_multiple_of_16_is_refused_with_its_neighbours() {
 }
 
 #[test]
+fn a_size_that_leaves_no_keys_once_compressed_is_refused() {
+    check(&["--size", "16x64"], 2, &["size 16x64 is too small", "at least 32 px"]);
+}
+
+#[test]
 fn a_size_that_is_none_is_refused() {
     for text in ["wide", "64x", "x64", "64x64x64", "-64x64", "1e3x64", "", "99999999999999999999x16"] {
         check(&[&format!("--size={text}")], 2, &["--size"]);
