@@ -88,7 +88,8 @@ impl Conv3x3 {
         let (rows, cols, _) = x.dims3()?;
         let mut out = output(rows * cols * self.taps.n);
         let shared = SharedMut::new(&mut out);
-        with_values(x, |values| self.run(x, values.as_ptr(), shared, halo, norm, shortcut))??;
+        let edges = edges(halo)?;
+        with_values(x, |values| self.run(x, values.as_ptr(), shared, edges, norm, shortcut))??;
         Tensor::from_vec(out, (rows, cols, self.taps.n), x.device())
     }
 
@@ -106,10 +107,12 @@ impl Conv3x3 {
         if self.inputs != self.taps.n {
             bail!("a convolution of {} channels to {} cannot write over its input", self.inputs, self.taps.n);
         }
+        // Copied before `x` is taken for writing: a neighbour's row may be a view of it.
+        let edges = edges(halo)?;
         with_values_mut(&x, |values| {
             let shared = SharedMut::new(values);
             // SAFETY: the start of the slice. Reads of a row happen before writes to it: see `walk`.
-            self.run(&x, unsafe { shared.at(0) }, shared, halo, norm, shortcut)
+            self.run(&x, unsafe { shared.at(0) }, shared, edges, norm, shortcut)
         })?;
         Ok(x)
     }
@@ -119,7 +122,7 @@ impl Conv3x3 {
         x: &Tensor,
         values: *const f32,
         out: SharedMut,
-        halo: &Halo,
+        (above, below): Edges,
         norm: Option<&ChannelAffine>,
         shortcut: Shortcut<'_>,
     ) -> Result<()> {
@@ -128,7 +131,6 @@ impl Conv3x3 {
             bail!("a convolution of {} channels was given {inputs}", self.inputs);
         }
         let pixels = rows * cols;
-        let (above, below) = (edge(halo.above.as_ref())?, edge(halo.below.as_ref())?);
         let source = Source::new(values, (rows, cols, inputs), above, below, norm)?;
         let all = |added: Added<'_>| {
             walk(&source, |strip, first, n_rows| {
@@ -160,8 +162,12 @@ impl Conv3x3 {
     }
 }
 
-fn edge(row: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
-    row.map(|row| row.flatten_all()?.to_vec1()).transpose()
+/// The rows above and below a band, copied.
+type Edges = (Option<Vec<f32>>, Option<Vec<f32>>);
+
+fn edges(halo: &Halo) -> Result<Edges> {
+    let copy = |row: &Option<Tensor>| row.as_ref().map(|row| row.flatten_all()?.to_vec1()).transpose();
+    Ok((copy(&halo.above)?, copy(&halo.below)?))
 }
 
 /// What a task computes: rows of the strip's outputs, columns, panels.
@@ -314,7 +320,7 @@ impl UpConv {
         let outputs = self.phases[0].n;
         let mut out = output(4 * rows * cols * outputs);
         let shared = SharedMut::new(&mut out);
-        let (above, below) = (edge(halo.above.as_ref())?, edge(halo.below.as_ref())?);
+        let (above, below) = edges(halo)?;
         with_values(x, |values| {
             let source = Source::new(values.as_ptr(), (rows, cols, inputs), above, below, None)?;
             walk(&source, |strip, first, n_rows| {

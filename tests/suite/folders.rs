@@ -129,3 +129,41 @@ fn every_fault_of_a_folder_is_named_at_once() {
         assert!(error.contains(part), "{part:?} is not in:\n{error}");
     }
 }
+
+#[test]
+fn configs_that_ask_for_the_impossible_are_refused_by_key() {
+    let spoil = |part: &str, name: &str, from: &str, to: &str| {
+        let dir = copy_of(&golden("a/model"));
+        let path = dir.path().join(part).join(name);
+        let text = std::fs::read_to_string(&path).expect("the config is there");
+        assert!(text.contains(from), "{from:?} is not in {name}");
+        std::fs::write(&path, text.replace(from, to)).expect("the config is written");
+        ModelFolder::open(dir.path(), None).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let check = |part: &str, name: &str, from: &str, to: &str, expected: &str| {
+        let faults = spoil(part, name, from, to);
+        assert!(faults.contains(expected), "{expected:?} is not in:\n{faults}");
+    };
+    let (dit, vae, sampler) = ("transformer", "vae", "scheduler");
+    check(dit, "config.json", "\"num_layers\": 4", "\"num_layers\": 4000000", "`num_layers` is 4000000");
+    check(dit, "config.json", "\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "`num_attention_heads` is 0");
+    check(
+        dit,
+        "config.json",
+        "\"interpolation_scale\": 1.0",
+        "\"interpolation_scale\": -1",
+        "`interpolation_scale` is -1",
+    );
+    check(dit, "config.json", "\"caption_channels\": 48", "\"caption_channels\": \"x\"", "`caption_channels` is \"x\"");
+    check(vae, "config.json", "\"norm_num_groups\": 8", "\"norm_num_groups\": 7", "`block_out_channels`");
+    check(vae, "config.json", "\"scaling_factor\": 0.13025", "\"scaling_factor\": 0", "`scaling_factor` is 0");
+    check(
+        sampler,
+        "scheduler_config.json",
+        "DPMSolverMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "EulerDiscreteScheduler",
+    );
+    check(sampler, "scheduler_config.json", "\"epsilon\"", "\"v_prediction\"", "`prediction_type`");
+    check(vae, "config.json", "{", "[", "vae/config.json is not a JSON object");
+}

@@ -49,15 +49,23 @@ impl<'a> Config<'a> {
 
     /// A whole number from 1 to a bound no real model comes near, which keeps later products in range.
     fn count(&mut self, key: &str, default: Option<usize>) -> usize {
-        const BOUND: u64 = 1 << 20;
+        self.count_to(1 << 20, key, default)
+    }
+
+    /// How many layers: each is a dozen names to look for, so the bound is closer.
+    fn layers(&mut self, key: &str, default: Option<usize>) -> usize {
+        self.count_to(1 << 10, key, default)
+    }
+
+    fn count_to(&mut self, bound: u64, key: &str, default: Option<usize>) -> usize {
         let value = match (self.present(key), default) {
             (None, Some(default)) => return default,
             (value, _) => value.and_then(Value::as_u64),
         };
         match value {
-            Some(value) if (1..=BOUND).contains(&value) => value as usize,
+            Some(value) if (1..=bound).contains(&value) => value as usize,
             _ => {
-                self.fault(key, "a whole number above 0 is needed");
+                self.fault(key, &format!("a whole number from 1 to {bound} is needed"));
                 1
             }
         }
@@ -128,7 +136,7 @@ impl<'a> Config<'a> {
         if interpolation <= 0.0 {
             self.fault("interpolation_scale", "a number above 0 is needed");
         }
-        let depth = self.count("num_layers", None);
+        let depth = self.layers("num_layers", None);
         DitSpec {
             depth,
             heads,
@@ -186,7 +194,7 @@ impl<'a> Config<'a> {
         }
         VaeSpec {
             widths: if fits { widths } else { vec![groups; 4] },
-            layers_per_block: self.count("layers_per_block", Some(1)),
+            layers_per_block: self.layers("layers_per_block", Some(1)),
             groups,
             scaling_factor,
             shift_factor: self.number("shift_factor", 0.0),
@@ -202,7 +210,7 @@ impl<'a> Config<'a> {
         self.only("model_type", &["t5".into()]);
         let spec = TextSpec {
             width: self.count("d_model", None),
-            depth: self.count("num_layers", None),
+            depth: self.layers("num_layers", None),
             vocabulary: self.count("vocab_size", None),
         };
         for key in ["d_kv", "d_ff", "num_heads"] {
