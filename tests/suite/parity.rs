@@ -181,6 +181,11 @@ fn an_original_checkpoint_converted_renders_the_same_values() {
             rendered.expect("it renders").image.flatten_all().and_then(|image| image.to_vec1::<f32>()).expect("f32")
         };
         let base = case.dir.join("model");
+        let hash = |dir: &Path, base: Option<&Path>| {
+            let folder = ModelFolder::open(dir, base).expect("the folder opens");
+            folder.weights_sha256().expect("the weights are read")
+        };
+        assert_eq!(hash(out.path(), Some(&base)), hash(&case.dir.join("model-kv"), None));
         assert_eq!(render(out.path(), Some(&base)), render(&case.dir.join("model-kv"), None));
         n_converted += 1;
     }

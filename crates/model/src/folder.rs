@@ -3,7 +3,6 @@
 //!
 //! Leaves out the values of the weights, except for the search for values that are not finite.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -167,20 +166,19 @@ impl ModelFolder {
         self.parts.iter().map(bytes).sum()
     }
 
-    /// sha256 over the weight files of all networks, in the order transformer, decoder, text encoder.
+    /// sha256 over the names, types, shapes and values of all tensors, of transformer, decoder and text encoder in
+    /// this order.
     ///
     /// # Errors
-    /// If a file cannot be read.
+    /// If a quantised text encoder, which is hashed as a file, cannot be read.
     pub fn weights_sha256(&self) -> std::io::Result<String> {
         let mut hash = Sha256::new();
-        for path in self.parts.iter().filter(|part| part.name != TOKENIZER).flat_map(|part| &part.files) {
-            let mut file = std::fs::File::open(path)?;
-            let mut block = vec![0; 1 << 20];
-            loop {
-                match file.read(&mut block)? {
-                    0 => break,
-                    n => hash.update(&block[..n]),
-                }
+        self.dit.hash(&mut hash);
+        self.vae.hash(&mut hash);
+        match &self.text {
+            TextWeights::Safetensors(weights) => weights.hash(&mut hash),
+            TextWeights::Gguf(path) => {
+                std::io::copy(&mut std::fs::File::open(path)?, &mut hash)?;
             }
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())

@@ -86,6 +86,17 @@ impl Weights {
         Some((&file.map[file.start + from..file.start + to], header))
     }
 
+    /// Adds all tensors to `hash`, by name: the same weights give the same hash however files hold them.
+    pub(crate) fn hash(&self, hash: &mut sha2::Sha256) {
+        use sha2::Digest;
+        for name in self.names() {
+            if let Some((bytes, header)) = self.bytes(name) {
+                hash.update(format!("{name} {:?} {:?}\n", header.dtype, header.shape));
+                hash.update(bytes);
+            }
+        }
+    }
+
     /// Tensor `name` in f32.
     ///
     /// # Errors
