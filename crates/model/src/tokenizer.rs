@@ -1,8 +1,7 @@
 //! Prompts to token ids, from `tokenizer.json` or from SentencePiece's `spiece.model` alone.
 //!
 //! Leaves out cleaning (`plan::Clean`) and padding: networks here run on the real tokens. Ids are
-//! SentencePiece's, but for letters under three and more stacked accents, which the library normalises as one
-//! (as transformers' fast tokenizer does).
+//! SentencePiece's, but for letters under three and more stacked accents, which the library normalises as one.
 
 use std::path::Path;
 
