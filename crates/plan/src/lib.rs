@@ -12,6 +12,6 @@ pub mod spec;
 
 pub use footprint::Footprint;
 pub use geometry::{ImageSize, LatentSize, RowRange, TokenGrid};
-pub use id::{LayerIdx, StepIdx};
+pub use id::{Epoch, ImageId, ImageIdx, JobId, LayerIdx, Millis, Rank, StepIdx, WorkerId};
 pub use request::{Clean, RenderRequest, RequestError};
 pub use spec::{DitSpec, KvCompress, ModelSpec, TextSpec, VaeSpec};

@@ -1,0 +1,3 @@
+//! The coordinator's state machine: jobs, members, leases, epochs. No I/O, no clock, no randomness.
+
+#![forbid(unsafe_code)]

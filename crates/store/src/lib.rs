@@ -1,0 +1,3 @@
+//! Versioned keys and transactions; knows bytes, not jobs.
+
+#![forbid(unsafe_code)]
