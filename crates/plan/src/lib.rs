@@ -4,14 +4,18 @@
 //! and the planner may call it thousands of times. It imports nothing of ours.
 #![forbid(unsafe_code)]
 
+pub mod assignment;
 pub mod footprint;
 pub mod geometry;
 pub mod id;
+pub mod mesh;
 pub mod request;
 pub mod spec;
 
+pub use assignment::{ArtifactKind, Assignment, Cause, ModelFacts, ModelId, Peer};
 pub use footprint::Footprint;
 pub use geometry::{ImageSize, LatentSize, RowRange, TokenGrid};
 pub use id::{Epoch, ImageId, ImageIdx, JobId, LayerIdx, Millis, Rank, StepIdx, WorkerId};
+pub use mesh::{Branch, Choice, Mesh, MeshError};
 pub use request::{Clean, RenderRequest, RequestError};
 pub use spec::{DitSpec, KvCompress, ModelSpec, TextSpec, VaeSpec};
