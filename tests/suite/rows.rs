@@ -7,7 +7,7 @@ use std::sync::{Barrier, Mutex};
 use candle_core::{Device, Result, Tensor};
 use kernels::{Halo, Moments};
 use model::dit::{self, block::Block};
-use model::seam::{AttentionContext, RowExchange, WholePicture, WholeSequence};
+use model::seam::{AttentionContext, RowExchange, SelfAttention, WholePicture, WholeSequence};
 use model::vae::{self, Decoder};
 use model::weights::{Weights, random};
 use plan::{DitSpec, KvCompress, LayerIdx, VaeSpec};
@@ -38,15 +38,13 @@ impl<T: Clone> Board<T> {
 struct BandOfTokens<'a> {
     band: usize,
     board: &'a Board<(Tensor, Tensor)>,
-    heads: usize,
 }
 
 impl AttentionContext for BandOfTokens<'_> {
-    fn attend(&mut self, layer: LayerIdx, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let all = self.board.exchange(self.band, (k.clone(), v.clone()));
+    fn attend(&mut self, rows: &SelfAttention<'_>) -> Result<Tensor> {
+        let all = self.board.exchange(self.band, rows.keys_and_values(rows.rows())?);
         let (keys, values): (Vec<_>, Vec<_>) = all.into_iter().unzip();
-        let (keys, values) = (Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?);
-        WholeSequence { heads: self.heads }.attend(layer, q, &keys, &values)
+        kernels::attention(&rows.queries()?, &Tensor::cat(&keys, 0)?, &Tensor::cat(&values, 0)?, rows.heads())
     }
 }
 
@@ -130,8 +128,7 @@ fn check_block(ratio: usize, rows: usize, cols: usize, cuts: &[usize]) {
     let x = noise(&[rows * cols, width], 5);
     let modulation = bits(&noise(&[6 * width], 7)).into_iter().map(f32::from_bits).collect::<Vec<_>>();
     let caption = block.caption_keys(&noise(&[19, width], 9)).expect("the caption fits");
-    let mut whole = WholeSequence { heads: spec.heads };
-    let expected = bits(&block.forward(&x, cols, &modulation, &caption, &mut whole).expect("the block runs"));
+    let expected = bits(&block.forward(&x, cols, &modulation, &caption, &mut WholeSequence).expect("the block runs"));
 
     let board = Board::new(cuts.len());
     let mut first = 0;
@@ -139,7 +136,7 @@ fn check_block(ratio: usize, rows: usize, cols: usize, cuts: &[usize]) {
     for (band, &n_rows) in cuts.iter().enumerate() {
         let part = x.narrow(0, first * cols, n_rows * cols).and_then(|part| part.force_contiguous()).expect("rows");
         let (block, board, modulation, caption) = (&block, &board, &modulation, &caption);
-        let mut ctx = BandOfTokens { band, board, heads: spec.heads };
+        let mut ctx = BandOfTokens { band, board };
         bands.push(move || block.forward(&part, cols, modulation, caption, &mut ctx).expect("the band runs"));
         first += n_rows;
     }

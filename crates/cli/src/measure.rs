@@ -120,8 +120,7 @@ pub(crate) fn block(
     // Eight projections' worth in attention and MLP, two in cross-attention, and the two attentions.
     let flop = 28.0 * tokens as f64 * (width * width) as f64
         + 4.0 * tokens as f64 * (keys + CAPTION_TOKENS) as f64 * width as f64;
-    let mut whole = WholeSequence { heads };
-    Measurement::of(runs, flop, || Ok(block.forward(&x, cols, &modulation, &caption, &mut whole).map(drop)?))
+    Measurement::of(runs, flop, || Ok(block.forward(&x, cols, &modulation, &caption, &mut WholeSequence).map(drop)?))
 }
 
 /// A decode to a picture of `size`, with a decoder of these level widths.

@@ -19,7 +19,7 @@ use crate::sampler::Sampler;
 use crate::seam::{WholePicture, WholeSequence};
 use crate::text::TextEncoder;
 use crate::tokenizer::Tokens;
-use crate::vae::Decoder;
+use crate::vae::{self, Decoder};
 
 /// The networks of a model folder, ready to run.
 pub struct Renderer {
@@ -140,16 +140,39 @@ impl Renderer {
             Some(noise) => check_latents(noise, dims)?,
             None => noise::initial(request.seed, latent)?,
         };
-        let mut prompts = vec![("prompt", &request.prompt)];
-        if request.is_guided() {
-            prompts.push(("negative prompt", &request.negative));
-        }
-        let embeds = self.encode(&prompts, request, watch)?;
+        let embeds = self.embeds(request, watch)?;
         let captions: Vec<_> = embeds.iter().map(|embeds| self.dit.caption(embeds)).collect::<Result<_, _>>()?;
         go_on(watch(Progress::Encoded))?;
         let latents = self.denoise(request, start.squeeze(0)?, &captions, watch)?.unsqueeze(0)?;
         let image = self.decode(&latents, watch)?;
         Ok(Rendered { latents, image, embeds: embeds[0].unsqueeze(0)? })
+    }
+
+    /// The prompt of `request` encoded, `[tokens, width]` f32, and behind it the negative prompt if it is guided.
+    ///
+    /// # Errors
+    /// If a prompt cannot be encoded or `watch` breaks off.
+    pub fn embeds(&self, request: &RenderRequest, watch: &mut Watch<'_>) -> Result<Vec<Tensor>, RenderError> {
+        let mut prompts = vec![("prompt", &request.prompt)];
+        if request.is_guided() {
+            prompts.push(("negative prompt", &request.negative));
+        }
+        self.encode(&prompts, request, watch)
+    }
+
+    /// The transformer.
+    pub fn dit(&self) -> &Dit {
+        &self.dit
+    }
+
+    /// The picture decoder.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The folder the networks come from.
+    pub fn folder(&self) -> &ModelFolder {
+        &self.folder
     }
 
     /// Tokens of `text`, cleaned as `request` says.
@@ -224,8 +247,7 @@ impl Renderer {
     fn forward(&self, x: &Tensor, t: usize, caption: &[CaptionKeys]) -> Result<Tensor, ForwardError> {
         let (_, rows, cols) = x.dims3()?;
         let grid = plan::LatentSize { rows, cols }.tokens();
-        let mut whole = WholeSequence { heads: self.dit.spec().heads };
-        self.dit.forward(x, RowRange::all(grid.rows), grid, t, caption, &mut whole)
+        self.dit.forward(x, RowRange::all(grid.rows), grid, t, caption, &mut WholeSequence)
     }
 
     /// All eight channels the transformer predicts for `latents` `[1, 4, rows, cols]` at timestep `t` under the
@@ -253,8 +275,7 @@ impl Renderer {
             ForwardError::Cancelled => RenderError::Cancelled,
             ForwardError::Tensor(error) => error.into(),
         })?;
-        let image = pixels.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
-        Ok(image.permute((2, 0, 1))?.contiguous()?.unsqueeze(0)?)
+        Ok(vae::picture(&pixels)?)
     }
 }
 

@@ -60,6 +60,11 @@ impl Sampler {
         Self { timesteps, ratios, before: None }
     }
 
+    /// Goes on where another sampler left off: `before` is the clean latent its last step predicted.
+    pub fn resume(&mut self, before: Tensor) {
+        self.before = Some(before);
+    }
+
     /// The model's `t` at each step, noisiest first.
     pub fn timesteps(&self) -> &[usize] {
         &self.timesteps

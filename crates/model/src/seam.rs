@@ -9,28 +9,79 @@ use candle_core::{Result, Tensor};
 use kernels::{Halo, Moments};
 use plan::LayerIdx;
 
+use crate::dit::block::Block;
+
 /// Where queries meet keys and values that this rank may not hold.
 pub trait AttentionContext {
-    /// Self-attention of layer `layer`: this rank's queries over the keys and values of all ranks, in the order
-    /// of their rows.
+    /// Self-attention of one layer: this rank's queries over the keys and values of all ranks, in the order of
+    /// their rows. Gives `[tokens, heads·d]`.
     ///
-    /// `q` `[tokens, heads·d]`; `k`, `v` `[keys, heads·d]`, compressed already where the layer compresses.
-    /// May wait for other ranks.
+    /// What is asked of `rows` first is computed first, so that what must travel can be on its way while the rest
+    /// is computed. May wait for other ranks.
     ///
     /// # Errors
     /// If shapes do not fit, or another rank is gone.
-    fn attend(&mut self, layer: LayerIdx, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor>;
+    fn attend(&mut self, rows: &SelfAttention<'_>) -> Result<Tensor>;
+}
+
+/// A band's rows at the door of one layer's self-attention.
+pub struct SelfAttention<'a> {
+    block: &'a Block,
+    x: Tensor,
+    cols: usize,
+}
+
+impl<'a> SelfAttention<'a> {
+    /// `x` `[tokens, width]`, whole rows of `cols` tokens, normalised and modulated.
+    pub(crate) fn new(block: &'a Block, x: Tensor, cols: usize) -> Self {
+        Self { block, x, cols }
+    }
+
+    /// Which layer this is.
+    pub fn layer(&self) -> LayerIdx {
+        self.block.layer()
+    }
+
+    /// Attention heads of the layer.
+    pub fn heads(&self) -> usize {
+        self.block.heads()
+    }
+
+    /// The rows themselves, `[tokens, width]`.
+    pub fn rows(&self) -> &Tensor {
+        &self.x
+    }
+
+    /// Tokens in a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Queries of these rows, `[tokens, heads·d]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn queries(&self) -> Result<Tensor> {
+        self.block.queries(&self.x)
+    }
+
+    /// Keys and values of whole rows `x` `[tokens, width]`, these or another rank's, `[keys, heads·d]` each:
+    /// compressed already where the layer compresses.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn keys_and_values(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.block.keys_and_values(x, self.cols)
+    }
 }
 
 /// One rank holds the whole sequence.
-pub struct WholeSequence {
-    /// Attention heads of the model.
-    pub heads: usize,
-}
+pub struct WholeSequence;
 
 impl AttentionContext for WholeSequence {
-    fn attend(&mut self, _layer: LayerIdx, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        kernels::attention(q, k, v, self.heads)
+    fn attend(&mut self, rows: &SelfAttention<'_>) -> Result<Tensor> {
+        let (k, v) = rows.keys_and_values(rows.rows())?;
+        kernels::attention(&rows.queries()?, &k, &v, rows.heads())
     }
 }
 

@@ -153,6 +153,15 @@ impl Decoder {
     }
 }
 
+/// Decoded pixels `[rows, cols, 3]` as a picture `[1, 3, rows, cols]` in 0..1.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn picture(pixels: &Tensor) -> Result<Tensor> {
+    let picture = pixels.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
+    picture.permute((2, 0, 1))?.contiguous()?.unsqueeze(0)
+}
+
 fn conv(weights: &Weights, name: &str) -> Result<Conv3x3> {
     Conv3x3::new(&weights.f32(&format!("{name}.weight"))?, &weights.f32(&format!("{name}.bias"))?)
 }

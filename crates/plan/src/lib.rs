@@ -5,14 +5,17 @@
 #![forbid(unsafe_code)]
 
 pub mod assignment;
+pub mod exchange;
 pub mod footprint;
 pub mod geometry;
 pub mod id;
 pub mod mesh;
+pub mod program;
 pub mod request;
 pub mod spec;
 
 pub use assignment::{ArtifactKind, Assignment, Cause, ModelFacts, ModelId, Peer};
+pub use exchange::{Exchange, Pace};
 pub use footprint::Footprint;
 pub use geometry::{ImageSize, LatentSize, RowRange, TokenGrid};
 pub use id::{Epoch, ImageId, ImageIdx, JobId, LayerIdx, Millis, Rank, StepIdx, WorkerId};

@@ -2,7 +2,7 @@
 //!
 //! Leaves out which worker sits where (`assignment.rs`) and in what order a rank works (`program.rs`).
 
-use crate::geometry::{RowRange, TokenGrid};
+use crate::geometry::{RowRange, TOKEN_CELLS, TokenGrid};
 use crate::id::Rank;
 
 /// The guidance branch: with the prompt or with the negative.
@@ -136,16 +136,17 @@ impl Mesh {
         (self.n_branch_groups == 2).then_some(Rank(other as u16))
     }
 
-    /// Latent rows each rank decodes, from the top: partners halve their band's `cells` rows a token.
-    ///
-    /// A rank left without a row (a band of one latent row has two partners) is not in the list.
-    pub fn decode_bands(&self, cells: usize) -> Vec<(Rank, RowRange)> {
+    /// Latent rows each rank decodes, from the top: partners halve their band. Every rank has some, since a token
+    /// is more than one cell high.
+    pub fn decode_bands(&self) -> Vec<(Rank, RowRange)> {
         let mut all = Vec::new();
         for (idx, band) in self.bands.iter().enumerate() {
-            let (start, end) = (band.start * cells, band.end * cells);
-            let middle = if self.n_branch_groups == 2 { start + (end - start).div_ceil(2) } else { end };
-            all.push((Rank(idx as u16), RowRange { start, end: middle }));
-            if middle < end {
+            let (start, end) = (band.start * TOKEN_CELLS, band.end * TOKEN_CELLS);
+            if self.n_branch_groups == 1 {
+                all.push((Rank(idx as u16), RowRange { start, end }));
+            } else {
+                let middle = start + (end - start).div_ceil(2);
+                all.push((Rank(idx as u16), RowRange { start, end: middle }));
                 all.push((Rank((idx + self.bands.len()) as u16), RowRange { start: middle, end }));
             }
         }

@@ -5,7 +5,7 @@ use kernels::{Compress, Epilogue, Linear, Mlp, attention, layer_norm_modulate};
 use plan::{DitSpec, LayerIdx};
 
 use super::{NORM_EPS, linear, sum};
-use crate::seam::AttentionContext;
+use crate::seam::{AttentionContext, SelfAttention};
 use crate::weights::Weights;
 
 /// Keys and values of one caption in one block's cross-attention, `[tokens, width]` each.
@@ -73,6 +73,34 @@ impl Block {
         self.layer
     }
 
+    /// Attention heads.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// Self-attention's queries of `x` `[tokens, width]`, normalised and modulated.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
+        self.attention.q.forward(x, Epilogue::None)
+    }
+
+    /// Self-attention's keys and values of `x` `[tokens, width]`, whole rows of `cols` tokens, normalised and
+    /// modulated; compressed where this block compresses.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn keys_and_values(&self, x: &Tensor, cols: usize) -> Result<(Tensor, Tensor)> {
+        let k = self.attention.k.forward(x, Epilogue::None)?;
+        let v = self.attention.v.forward(x, Epilogue::None)?;
+        match &self.compress {
+            // One set of weights for both, and the norm behind it rescales values too (as trained).
+            Some(compress) => Ok((compress.forward(&k, cols)?, compress.forward(&v, cols)?)),
+            None => Ok((k, v)),
+        }
+    }
+
     /// Keys and values of `caption` `[tokens, width]`.
     ///
     /// # Errors
@@ -103,18 +131,10 @@ impl Block {
         let (shift_mlp, scale_mlp, gate_mlp) = (next(), next(), next());
 
         let normal = layer_norm_modulate(x, shift_attention, scale_attention, NORM_EPS)?;
-        let q = self.attention.q.forward(&normal, Epilogue::None)?;
-        let mut k = self.attention.k.forward(&normal, Epilogue::None)?;
-        let mut v = self.attention.v.forward(&normal, Epilogue::None)?;
-        drop(normal);
-        if let Some(compress) = &self.compress {
-            // One set of weights for both, and the norm behind it rescales values too (as trained).
-            (k, v) = (compress.forward(&k, cols)?, compress.forward(&v, cols)?);
-        }
-        let attended = ctx.attend(self.layer, &q, &k, &v)?;
+        let attended = ctx.attend(&SelfAttention::new(self, normal, cols))?;
         let gated = Epilogue::Onto { residual: x, gate: Some(gate_attention) };
         let x = self.attention.out.forward(&attended, gated)?;
-        drop((q, k, v, attended));
+        drop(attended);
 
         // Cross-attention stands under no norm, no modulation and no gate.
         let q = self.cross.q.forward(&x, Epilogue::None)?;
