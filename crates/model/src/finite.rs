@@ -27,7 +27,7 @@ pub(crate) fn first_line(error: &candle_core::Error) -> String {
 ///
 /// # Errors
 /// [`ForwardError::NotFinite`] otherwise.
-pub(crate) fn check(x: &Tensor, name: impl Fn() -> String) -> Result<(), ForwardError> {
+pub fn check(x: &Tensor, name: impl Fn() -> String) -> Result<(), ForwardError> {
     const EXPONENT: u32 = 0x7f80_0000;
     let finite = kernels::with_values(x, |values| {
         // Comparing each chunk as a whole keeps the loop free of branches.

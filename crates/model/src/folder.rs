@@ -146,6 +146,11 @@ impl ModelFolder {
         &self.name
     }
 
+    /// The noise schedule of training.
+    pub fn schedule(&self) -> &NoiseSchedule {
+        &self.schedule
+    }
+
     /// The size of picture the model is at its best with: what `_fresco_natural_size` in `model_index.json` says,
     /// or else the square its position code is based on.
     pub fn natural_size(&self) -> ImageSize {

@@ -39,7 +39,7 @@ pub enum Op {
     },
     /// Decode this rank's latent rows; rows meet their neighbours.
     Decode,
-    /// Finished rows go to rank 0.
+    /// Finished rows go to rank 0, and the latent rows they were decoded from.
     Collect,
 }
 
@@ -73,7 +73,9 @@ pub enum Tag {
     /// The n-th exchange of the decode.
     Decode(u32),
     /// Finished rows.
-    Collect,
+    Pixels,
+    /// Latent rows behind the last step.
+    Latents,
 }
 
 /// What of a block travels.
@@ -104,7 +106,8 @@ impl Tag {
             }
             Self::Prediction(step) => word(4, step.0, 0),
             Self::Decode(nth) => word(5, 0, u64::from(nth)),
-            Self::Collect => word(6, 0, 0),
+            Self::Pixels => word(6, 0, 0),
+            Self::Latents => word(7, 0, 0),
         }
     }
 }
@@ -160,8 +163,21 @@ pub fn messages(op: &Op, mesh: &Mesh, rank: Rank, exchanges: &[Exchange]) -> Vec
                 .unwrap_or_default()
         }
         Op::Update { .. } | Op::Decode => Vec::new(),
-        Op::Collect if rank == Rank(0) => mesh.ranks().skip(1).map(|from| Message::Recv(from, Tag::Collect)).collect(),
-        Op::Collect => vec![Message::Send(Rank(0), Tag::Collect)],
+        Op::Collect if rank == Rank(0) => {
+            let latents = mesh.bands().len();
+            let of = |from: Rank| {
+                let latents = (usize::from(from.0) < latents).then_some(Message::Recv(from, Tag::Latents));
+                std::iter::once(Message::Recv(from, Tag::Pixels)).chain(latents)
+            };
+            mesh.ranks().skip(1).flat_map(of).collect()
+        }
+        Op::Collect => {
+            let mut all = vec![Message::Send(Rank(0), Tag::Pixels)];
+            if usize::from(rank.0) < mesh.bands().len() {
+                all.push(Message::Send(Rank(0), Tag::Latents));
+            }
+            all
+        }
     }
 }
 
@@ -248,7 +264,7 @@ mod tests {
     fn tags_pack_to_different_words() {
         let mut seen = BTreeMap::new();
         let steps = [0, 1, 998].map(StepIdx);
-        let mut all = vec![Tag::Collect, Tag::Decode(0), Tag::Decode(70_000)];
+        let mut all = vec![Tag::Pixels, Tag::Latents, Tag::Decode(0), Tag::Decode(70_000)];
         all.extend(Branch::BOTH.map(Tag::Caption));
         for step in steps {
             all.extend([Tag::Agree(step), Tag::Prediction(step)]);

@@ -1,0 +1,96 @@
+//! A rank's fabric as tensors see it: f32 values in and out, and the first fault remembered.
+//!
+//! The model's seams speak candle's errors; what the fabric said would be lost in them, so it is kept here.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Device, Result, Tensor};
+use fabric::{Fabric, FabricError, Payload};
+use plan::Rank;
+use plan::program::Tag;
+
+/// One rank's way to the others.
+pub struct Link<'a> {
+    fabric: &'a dyn Fabric,
+    fault: Mutex<Option<FabricError>>,
+}
+
+impl<'a> Link<'a> {
+    /// Over `fabric`.
+    pub fn new(fabric: &'a dyn Fabric) -> Self {
+        Self { fabric, fault: Mutex::default() }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> Rank {
+        self.fabric.rank()
+    }
+
+    /// The first thing that went wrong on the way, if anything did.
+    pub fn fault(&self) -> Option<FabricError> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sends the values of `x` to rank `to`.
+    pub(crate) fn send(&self, to: Rank, tag: Tag, x: &Payload) -> Result<()> {
+        self.keep(self.fabric.send(to, fabric::Tag(tag.pack()), x.clone()))
+    }
+
+    /// Awaits f32 values.
+    pub(crate) fn recv_f32(&self, from: Rank, tag: Tag) -> Result<Arc<Vec<f32>>> {
+        match self.recv(from, tag)? {
+            Payload::F32(values) => Ok(values),
+            other => self.wrong_type(from, "f32 values", &other),
+        }
+    }
+
+    /// Awaits f64 values.
+    pub(crate) fn recv_f64(&self, from: Rank, tag: Tag) -> Result<Arc<Vec<f64>>> {
+        match self.recv(from, tag)? {
+            Payload::F64(values) => Ok(values),
+            other => self.wrong_type(from, "f64 values", &other),
+        }
+    }
+
+    /// Awaits bytes.
+    pub(crate) fn recv_bytes(&self, from: Rank, tag: Tag) -> Result<bytes::Bytes> {
+        match self.recv(from, tag)? {
+            Payload::Bytes(values) => Ok(values),
+            other => self.wrong_type(from, "bytes", &other),
+        }
+    }
+
+    fn recv(&self, from: Rank, tag: Tag) -> Result<Payload> {
+        self.keep(self.fabric.recv(from, fabric::Tag(tag.pack())))
+    }
+
+    fn wrong_type<T>(&self, peer: Rank, expected: &'static str, found: &Payload) -> Result<T> {
+        let found = match found {
+            Payload::F32(_) => "f32 values",
+            Payload::F64(_) => "f64 values",
+            Payload::Bytes(_) => "bytes",
+        };
+        self.keep(Err(FabricError::Type { peer, expected, found }))
+    }
+
+    fn keep<T>(&self, result: std::result::Result<T, FabricError>) -> Result<T> {
+        result.map_err(|error| {
+            let message = error.to_string();
+            self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            candle_core::Error::Msg(message)
+        })
+    }
+}
+
+/// The values of `x`, ready to travel.
+pub(crate) fn payload(x: &Tensor) -> Result<Payload> {
+    Ok(Payload::F32(Arc::new(x.flatten_all()?.to_vec1()?)))
+}
+
+/// Parts that follow each other as one tensor of rows of `width` values.
+pub(crate) fn rows_of(parts: &[Arc<Vec<f32>>], width: usize) -> Result<Tensor> {
+    let mut all = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+    parts.iter().for_each(|part| all.extend_from_slice(part));
+    let n_rows = all.len() / width.max(1);
+    Tensor::from_vec(all, (n_rows, width), &Device::Cpu)
+}

@@ -1,0 +1,104 @@
+//! The decode's rows over several ranks, exactly: halo rows from the neighbours, moments and rows of all in order.
+//!
+//! Nothing here depends on how many ranks there are but the order of rows; so nothing in the picture does.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+use fabric::Payload;
+use kernels::{Halo, Moments};
+use model::seam::RowExchange;
+use plan::Rank;
+use plan::program::Tag;
+
+use crate::link::{Link, payload, rows_of};
+use crate::turn::Held;
+
+/// One rank's band of pixel rows.
+pub struct BandOfPixels<'a> {
+    link: &'a Link<'a>,
+    /// Everybody who decodes, from the top.
+    order: Vec<Rank>,
+    turn: Held<'a>,
+    /// Exchanges made so far: every rank makes the same ones, so the count names them.
+    n_exchanges: u32,
+}
+
+impl<'a> BandOfPixels<'a> {
+    /// This rank's band among those of `order`, from the top.
+    pub fn new(link: &'a Link<'a>, order: Vec<Rank>, turn: Held<'a>) -> Self {
+        Self { link, order, turn, n_exchanges: 0 }
+    }
+
+    fn next_tag(&mut self) -> Tag {
+        self.n_exchanges += 1;
+        Tag::Decode(self.n_exchanges)
+    }
+
+    fn own_idx(&self) -> usize {
+        self.order.iter().position(|rank| *rank == self.link.rank()).unwrap_or(0)
+    }
+
+    fn send_to_others(&self, tag: Tag, own: &Payload) -> Result<()> {
+        let (own_idx, n) = (self.own_idx(), self.order.len());
+        (1..n).map(|ahead| self.order[(own_idx + ahead) % n]).try_for_each(|to| self.link.send(to, tag, own))
+    }
+
+    /// What every rank sent, this one's own included, from the top.
+    fn collect<T>(
+        &mut self,
+        own: Arc<Vec<T>>,
+        recv: impl Fn(&Link<'_>, Rank) -> Result<Arc<Vec<T>>>,
+    ) -> Result<Vec<Arc<Vec<T>>>> {
+        let mut parts = Vec::with_capacity(self.order.len());
+        for from in &self.order {
+            parts.push(if *from == self.link.rank() {
+                Arc::clone(&own)
+            } else {
+                self.turn.aside(|| recv(self.link, *from))?
+            });
+        }
+        Ok(parts)
+    }
+}
+
+impl RowExchange for BandOfPixels<'_> {
+    fn halo(&mut self, x: &Tensor) -> Result<Halo> {
+        let tag = self.next_tag();
+        let (n_rows, cols, channels) = x.dims3()?;
+        let own_idx = self.own_idx();
+        let above = own_idx.checked_sub(1).map(|idx| self.order[idx]);
+        let below = self.order.get(own_idx + 1).copied();
+        for (to, row) in [(above, 0), (below, n_rows - 1)] {
+            if let Some(to) = to {
+                self.link.send(to, tag, &payload(&x.narrow(0, row, 1)?)?)?;
+            }
+        }
+        let mut row_of = |from: Option<Rank>| {
+            let values = from.map(|from| self.turn.aside(|| self.link.recv_f32(from, tag))).transpose()?;
+            let row = values.map(|values| Tensor::from_slice(&values, (1, cols, channels), &Device::Cpu));
+            row.transpose()
+        };
+        Ok(Halo { above: row_of(above)?, below: row_of(below)? })
+    }
+
+    fn gather_moments(&mut self, partials: Vec<Moments>) -> Result<Vec<Moments>> {
+        let tag = self.next_tag();
+        let own: Vec<f64> = partials.iter().flat_map(|part| [part.count, part.mean, part.m2]).collect();
+        let own = Arc::new(own);
+        self.send_to_others(tag, &Payload::F64(Arc::clone(&own)))?;
+        let parts = self.collect(own, |link, from| link.recv_f64(from, tag))?;
+        let all = parts.iter().flat_map(|part| part.chunks_exact(3));
+        Ok(all.map(|part| Moments { count: part[0], mean: part[1], m2: part[2] }).collect())
+    }
+
+    fn gather(&mut self, x: Tensor) -> Result<Tensor> {
+        let tag = self.next_tag();
+        let width = x.dim(1)?;
+        let own = Arc::new(x.flatten_all()?.to_vec1::<f32>()?);
+        drop(x);
+        self.send_to_others(tag, &Payload::F32(Arc::clone(&own)))?;
+        let parts = self.collect(own, |link, from| link.recv_f32(from, tag))?;
+        rows_of(&parts, width)
+    }
+}
