@@ -3,6 +3,8 @@
 //! The messages are documented in `proto/fresco/v1`; what is generated from them is not documented again.
 #![forbid(unsafe_code)]
 
+pub mod convert;
+
 /// Messages, clients and servers of the package `fresco.v1`.
 #[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all)]
 pub mod v1 {
