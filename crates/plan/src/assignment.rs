@@ -3,9 +3,10 @@
 use crate::id::{Epoch, ImageId, Rank, WorkerId};
 use crate::mesh::Mesh;
 use crate::request::RenderRequest;
+use serde::{Deserialize, Serialize};
 
 /// What the finished picture is written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub enum ArtifactKind {
     /// PNG, 8 bits a channel.
     #[default]

@@ -7,12 +7,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::request::RequestError;
+use serde::{Deserialize, Serialize};
 
 /// Side of a square token in latent cells; the checkpoint's `patch_size`.
 pub const TOKEN_CELLS: usize = 2;
 
 /// A picture's size in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSize {
     /// Columns.
     pub width_px: u32,
@@ -107,7 +108,7 @@ impl TokenGrid {
 }
 
 /// A band of consecutive rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowRange {
     /// First row of the band.
     pub start: usize,

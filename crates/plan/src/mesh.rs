@@ -4,6 +4,7 @@
 
 use crate::geometry::{RowRange, TOKEN_CELLS, TokenGrid};
 use crate::id::Rank;
+use serde::{Deserialize, Serialize};
 
 /// The guidance branch: with the prompt or with the negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,7 +24,7 @@ impl Branch {
 ///
 /// Rank `b · n_bands + i` runs branch group `b` on band `i`. With one branch group a rank runs every branch of
 /// its rows; with two, the two ranks of a band are partners, which mix guidance and hold the same latent rows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mesh {
     n_branch_groups: usize,
     bands: Vec<RowRange>,

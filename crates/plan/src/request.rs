@@ -3,6 +3,7 @@
 //! Leaves out where the result goes and which files hold the model: those are the caller's.
 
 use crate::geometry::ImageSize;
+use serde::{Deserialize, Serialize};
 
 /// Tokens a prompt may have, the end mark included (PixArt-Σ's `model_max_length`).
 pub const MAX_TOKENS: usize = 300;
@@ -12,7 +13,7 @@ pub const MAX_STEPS: u32 = 999;
 pub const MAX_PROMPT_BYTES: usize = 64 * 1024;
 
 /// How a prompt is prepared before it is cut into tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Clean {
     /// As typed.
     None,
@@ -32,7 +33,7 @@ impl Clean {
 }
 
 /// One picture to render.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RenderRequest {
     /// What to draw.
     pub prompt: String,

@@ -1,0 +1,159 @@
+//! A job and its images: what was asked, how far it is.
+
+use std::collections::BTreeSet;
+
+use plan::{ArtifactKind, Epoch, ImageId, ImageIdx, JobId, Millis, RenderRequest, WorkerId};
+
+use crate::input::JobSpec;
+use serde::{Deserialize, Serialize};
+
+/// Where an image or a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// Waits for workers.
+    Queued,
+    /// Is being made.
+    Running,
+    /// Is done.
+    Done,
+    /// Gave up.
+    Failed,
+    /// Was cancelled.
+    Cancelled,
+}
+
+/// A finished picture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactRef {
+    /// Hash of its bytes, hexadecimal; also its name.
+    pub sha256: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// How it is written.
+    pub kind: ArtifactKind,
+}
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// The client's own name for it; may be empty.
+    pub request_id: String,
+    /// Its place in the queue: the lower, the sooner.
+    pub number: u64,
+    /// What was asked.
+    pub spec: JobSpec,
+    /// One higher with every event.
+    pub revision: u64,
+    /// Its images.
+    pub images: Vec<Image>,
+}
+
+/// One image of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Image {
+    /// Where it is.
+    pub phase: Phase,
+    /// Steps done and kept.
+    pub n_steps_done: usize,
+    /// The attempt it is in.
+    pub epoch: Option<Epoch>,
+    /// The numeric class it began in, from its first step on.
+    pub numeric_class: Option<String>,
+    /// The weights it began with, likewise.
+    pub weights_sha256: Option<String>,
+    /// The picture.
+    pub artifact: Option<ArtifactRef>,
+    /// Why it waits or failed.
+    pub message: String,
+    /// Reported failures since the last step forward.
+    pub n_failures: u32,
+    /// Members lost since the last step forward.
+    pub n_losses: u32,
+    /// Values that were not finite, so far.
+    pub n_not_finite: u32,
+    /// Whom to spare it, if there are others.
+    pub avoid: BTreeSet<WorkerId>,
+    /// Not to be tried before. Not kept over restarts.
+    pub not_before: Millis,
+}
+
+impl Job {
+    pub(crate) fn new(id: JobId, number: u64, request_id: String, spec: JobSpec) -> Self {
+        let image = Image {
+            phase: Phase::Queued,
+            n_steps_done: 0,
+            epoch: None,
+            numeric_class: None,
+            weights_sha256: None,
+            artifact: None,
+            message: String::new(),
+            n_failures: 0,
+            n_losses: 0,
+            n_not_finite: 0,
+            avoid: BTreeSet::new(),
+            not_before: Millis(0),
+        };
+        let images = vec![image; spec.count as usize];
+        Self { id, request_id, number, spec, revision: 1, images }
+    }
+
+    /// Where the job is: running or queued while an image is, then failed if one failed, cancelled if one was.
+    pub fn phase(&self) -> Phase {
+        let any = |phase| self.images.iter().any(|image| image.phase == phase);
+        let begun = self.images.iter().any(|image| image.phase != Phase::Queued);
+        match () {
+            () if any(Phase::Running) || (any(Phase::Queued) && begun) => Phase::Running,
+            () if any(Phase::Queued) => Phase::Queued,
+            () if any(Phase::Failed) => Phase::Failed,
+            () if any(Phase::Cancelled) => Phase::Cancelled,
+            () => Phase::Done,
+        }
+    }
+
+    /// The request of one image, with its own seed.
+    pub fn request(&self, image: ImageIdx) -> RenderRequest {
+        let seed = self.spec.request.seed.wrapping_add(image.0.into());
+        RenderRequest { seed, ..self.spec.request.clone() }
+    }
+
+    /// One of its images.
+    pub fn image(&self, image: ImageIdx) -> Option<&Image> {
+        self.images.get(image.0 as usize)
+    }
+
+    pub(crate) fn image_ids(&self) -> impl Iterator<Item = (ImageId, &Image)> {
+        let id = |idx: usize| ImageId { job: self.id.clone(), image: ImageIdx(idx as u32) };
+        self.images.iter().enumerate().map(move |(idx, image)| (id(idx), image))
+    }
+
+    /// Images that are neither done nor given up.
+    pub(crate) fn n_open(&self) -> usize {
+        self.images.iter().filter(|image| image.is_open()).count()
+    }
+}
+
+impl Image {
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Queued | Phase::Running)
+    }
+
+    /// Back to how it was submitted.
+    pub(crate) fn begin_anew(&mut self) {
+        *self = Self {
+            phase: Phase::Queued,
+            n_steps_done: 0,
+            epoch: None,
+            numeric_class: None,
+            weights_sha256: None,
+            artifact: None,
+            message: String::new(),
+            n_failures: 0,
+            n_losses: 0,
+            n_not_finite: 0,
+            avoid: BTreeSet::new(),
+            not_before: Millis(0),
+        };
+    }
+}
