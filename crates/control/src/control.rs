@@ -105,7 +105,9 @@ impl Control {
                     }
                     control.jobs.insert(id.clone(), Job::new(id, number, request_id, spec));
                 }
-                Record::Image { id, revision, image, attempt } => control.restore(&id, revision, image, attempt, until),
+                Record::Image { id, revision, image, attempt } => {
+                    control.restore(&id, revision, *image, attempt.map(|attempt| *attempt), until);
+                }
             }
         }
         control
@@ -573,8 +575,8 @@ impl Control {
             workers: workers.unwrap_or_default(),
             message: image.message.clone(),
         };
-        let image = image.clone();
-        let attempt = image.epoch.and_then(|epoch| self.attempts.get(&epoch)).cloned();
+        let image = Box::new(image.clone());
+        let attempt = image.epoch.and_then(|epoch| self.attempts.get(&epoch)).cloned().map(Box::new);
         self.outputs.push_back(Output::Persist(Box::new(Record::Image { id: id.clone(), revision, image, attempt })));
         self.outputs.push_back(Output::Event(Box::new(event)));
     }

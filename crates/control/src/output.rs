@@ -56,9 +56,9 @@ pub enum Record {
         /// The job's revision with this change.
         revision: u64,
         /// The image.
-        image: Image,
+        image: Box<Image>,
         /// Its attempt.
-        attempt: Option<Attempt>,
+        attempt: Option<Box<Attempt>>,
     },
     /// Epochs below this number may have been given out.
     NextEpoch(Epoch),

@@ -1,0 +1,103 @@
+//! Finished pictures in a folder, each under the hash of its bytes; whole or not there.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+/// The folder of pictures.
+pub(crate) struct Artifacts {
+    folder: PathBuf,
+}
+
+/// Why a picture was not kept.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ArtifactError {
+    /// The disk or folder is at fault.
+    #[error("the picture cannot be kept in {folder}: {error}: make room, it is tried again")]
+    Disk { folder: String, error: std::io::Error },
+    /// Other bytes came than were announced.
+    #[error("the picture's bytes have the sha256 {found}, {expected} was announced")]
+    Hash { expected: String, found: String },
+}
+
+/// A picture on its way in.
+pub(crate) struct Incoming<'a> {
+    artifacts: &'a Artifacts,
+    file: NamedTempFile,
+    hash: Sha256,
+}
+
+impl Artifacts {
+    pub(crate) fn open(folder: PathBuf) -> anyhow::Result<Self> {
+        fs::create_dir_all(&folder).with_context(|| format!("create the folder of pictures {}", folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    fn fault(&self, error: std::io::Error) -> ArtifactError {
+        ArtifactError::Disk { folder: self.folder.display().to_string(), error }
+    }
+
+    /// Begins to take a picture in.
+    pub(crate) fn begin(&self) -> Result<Incoming<'_>, ArtifactError> {
+        let file = tempfile::Builder::new().prefix(".").suffix(".partial").tempfile_in(&self.folder);
+        Ok(Incoming { artifacts: self, file: file.map_err(|error| self.fault(error))?, hash: Sha256::new() })
+    }
+
+    /// A picture's file, if `sha256` is the name of one.
+    pub(crate) fn file(&self, sha256: &str) -> Option<File> {
+        let is_name = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_name.then(|| File::open(self.folder.join(sha256)).ok()).flatten()
+    }
+}
+
+impl Incoming<'_> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
+        self.hash.update(bytes);
+        self.file.write_all(bytes).map_err(|error| self.artifacts.fault(error))
+    }
+
+    /// Keeps the picture, durably, if it is the one announced.
+    pub(crate) fn finish(self, expected: &str) -> Result<(), ArtifactError> {
+        let found: String = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if found != expected {
+            return Err(ArtifactError::Hash { expected: expected.to_owned(), found });
+        }
+        let artifacts = self.artifacts;
+        let fault = |error| artifacts.fault(error);
+        self.file.as_file().sync_all().map_err(fault)?;
+        self.file.persist(artifacts.folder.join(&found)).map_err(|refused| fault(refused.error))?;
+        // Some file systems cannot sync a folder; the picture is whole all the same.
+        drop(File::open(&artifacts.folder).and_then(|folder| folder.sync_all()));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    const SHA256_OF_ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn a_picture_is_kept_under_its_hash_and_another_is_not() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let artifacts = Artifacts::open(folder.path().to_owned()).expect("the folder can be used");
+        let mut incoming = artifacts.begin().expect("a file can be made");
+        incoming.write(b"a").and_then(|()| incoming.write(b"bc")).expect("is written");
+        incoming.finish(SHA256_OF_ABC).expect("is what was announced");
+        let mut bytes = Vec::new();
+        artifacts.file(SHA256_OF_ABC).expect("is there").read_to_end(&mut bytes).expect("can be read");
+        assert_eq!(bytes, b"abc");
+
+        let other = artifacts.begin().expect("a file can be made");
+        assert!(matches!(other.finish(SHA256_OF_ABC), Err(ArtifactError::Hash { .. })));
+        assert_eq!(fs::read_dir(folder.path()).expect("is a folder").count(), 1, "nothing half is left");
+        assert!(artifacts.file("../../etc/passwd").is_none());
+    }
+}

@@ -1,0 +1,239 @@
+//! What workers say: sessions, checkpoints, pictures.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use control::{ArtifactRef, Hello, Input, Running, SessionId};
+use futures_util::{Stream, StreamExt};
+use plan::{Epoch, ImageId, Rank, WorkerId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+use wire::v1::cluster_service_server::ClusterService;
+use wire::v1::session_request::Message as Report;
+use wire::{convert, v1};
+
+use crate::artifact::{ArtifactError, Artifacts};
+use crate::checkpoint::{Checkpoints, Place};
+use crate::driver::Desk;
+use crate::status::status;
+
+/// How long a session may say nothing at its beginning.
+const JOIN_WITHIN: Duration = Duration::from_secs(5);
+const CHUNK_BYTES: usize = 1 << 20;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Serves workers.
+pub(crate) struct Members {
+    desk: Desk,
+    checkpoints: Arc<Checkpoints>,
+    artifacts: Arc<Artifacts>,
+}
+
+impl Members {
+    pub(crate) fn new(desk: Desk, checkpoints: Arc<Checkpoints>, artifacts: Arc<Artifacts>) -> Self {
+        Self { desk, checkpoints, artifacts }
+    }
+
+    /// The image of an epoch that is on, the latent's rows and columns, and steps done when it began.
+    async fn attempt(&self, epoch: Epoch) -> Result<(ImageId, (usize, usize), usize), Status> {
+        let found = self.desk.ask(move |control| {
+            let attempt = control.attempt(epoch)?;
+            let job = control.job(&attempt.image.job)?;
+            // A token is two cells high and wide.
+            let size = job.spec.request.size;
+            let rows = attempt.mesh.bands().last()?.end * plan::geometry::TOKEN_CELLS;
+            let cols = size.width_px as usize * rows / size.height_px as usize;
+            Some((attempt.image.clone(), (rows, cols), attempt.n_steps_before))
+        });
+        found.await?.ok_or_else(|| {
+            status(Code::FailedPrecondition, "OLD_EPOCH", format!("epoch {epoch} is over"), Some("epoch"), None)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Members {
+    type SessionStream = Answers<v1::SessionResponse>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let mut reports = request.into_inner();
+        let first = tokio::time::timeout(JOIN_WITHIN, reports.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("a session begins with a join"))??;
+        let Some(v1::SessionRequest { message: Some(Report::Join(join)) }) = first else {
+            return Err(Status::invalid_argument("a session begins with a join"));
+        };
+        let (worker, hello) = hello(join)?;
+        let (session, orders) = self.desk.open().await?;
+        self.desk.tell(Input::Join { worker: worker.clone(), session, hello }).await?;
+        let desk = self.desk.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(report)) = reports.message().await {
+                let input = report.message.and_then(|report| input_of(report, &worker, session));
+                if let Some(input) = input
+                    && desk.tell(input).await.is_err()
+                {
+                    return;
+                }
+            }
+            drop(desk.tell(Input::Left { worker, session }).await);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(orders).map(Ok))))
+    }
+
+    async fn put_checkpoint(
+        &self,
+        request: Request<Streaming<v1::PutCheckpointRequest>>,
+    ) -> Result<Response<v1::PutCheckpointResponse>, Status> {
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.ok_or_else(|| Status::invalid_argument("a checkpoint without a part"))?;
+        let epoch = Epoch(first.epoch);
+        let (image, (all_rows, cols), _) = self.attempt(epoch).await?;
+        let n_steps_done = first.n_steps_done as usize;
+        let (first_row, n_rows) = (first.first_row as usize, first.n_rows as usize);
+        let place = Place { n_steps_done, first_row, n_rows, all_rows, cols };
+        if n_rows == 0 || first_row + n_rows > all_rows {
+            let message = format!("rows {first_row} to {} of {all_rows}", first_row + n_rows);
+            return Err(status(Code::InvalidArgument, "ROWS_OUT_OF_RANGE", message, Some("n_rows"), None));
+        }
+        let mut bytes = BytesMut::with_capacity(place.n_bytes());
+        let mut crc32c = first.crc32c;
+        bytes.extend_from_slice(&first.chunk);
+        while let Some(part) = parts.message().await? {
+            bytes.extend_from_slice(&part.chunk);
+            crc32c = part.crc32c;
+            if bytes.len() > place.n_bytes() {
+                break;
+            }
+        }
+        if bytes.len() != place.n_bytes() || crc32c::crc32c(&bytes) != crc32c {
+            return Err(Status::data_loss(format!("rows of {} bytes are damaged", bytes.len())));
+        }
+        let (checkpoints, bytes) = (Arc::clone(&self.checkpoints), bytes.freeze());
+        let put = tokio::task::spawn_blocking(move || checkpoints.put(&image, place, &bytes)).await;
+        let is_whole = put.map_err(|_| Status::internal("the checkpoint's thread died"))?;
+        let is_whole =
+            is_whole.map_err(|error| Status::unavailable(format!("the checkpoint cannot be kept: {error}")))?;
+        if is_whole {
+            self.desk.tell(Input::StepKept { epoch, n_steps_done }).await?;
+        }
+        Ok(Response::new(v1::PutCheckpointResponse {}))
+    }
+
+    type GetCheckpointStream = Answers<v1::GetCheckpointResponse>;
+
+    async fn get_checkpoint(
+        &self,
+        request: Request<v1::GetCheckpointRequest>,
+    ) -> Result<Response<Self::GetCheckpointStream>, Status> {
+        let epoch = Epoch(request.into_inner().epoch);
+        let (image, _, n_steps_done) = self.attempt(epoch).await?;
+        let checkpoints = Arc::clone(&self.checkpoints);
+        let missing = format!("image {image} has no checkpoint behind step {n_steps_done}");
+        let found = tokio::task::spawn_blocking(move || checkpoints.get(&image, n_steps_done)).await;
+        let bytes = found.ok().flatten().ok_or_else(|| Status::not_found(missing))?;
+        let crc32c = crc32c::crc32c(&bytes);
+        let n = bytes.len().div_ceil(CHUNK_BYTES).max(1);
+        let parts = (0..n).map(move |idx| {
+            let chunk: Bytes = bytes.slice(idx * CHUNK_BYTES..((idx + 1) * CHUNK_BYTES).min(bytes.len()));
+            Ok(v1::GetCheckpointResponse { n_steps_done: n_steps_done as u32, chunk, crc32c })
+        });
+        Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
+    }
+
+    async fn put_artifact(
+        &self,
+        request: Request<Streaming<v1::PutArtifactRequest>>,
+    ) -> Result<Response<v1::PutArtifactResponse>, Status> {
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.ok_or_else(|| Status::invalid_argument("a picture without a part"))?;
+        let epoch = Epoch(first.epoch);
+        self.attempt(epoch).await?;
+        let artifact = first.artifact.ok_or_else(|| Status::invalid_argument("a picture without its hash"))?;
+        let (chunks, mut incoming) = mpsc::channel::<Bytes>(8);
+        let artifacts = Arc::clone(&self.artifacts);
+        let keeping = tokio::task::spawn_blocking(move || {
+            let mut file = artifacts.begin()?;
+            while let Some(chunk) = incoming.blocking_recv() {
+                file.write(&chunk)?;
+            }
+            file.finish(&artifact.sha256)
+        });
+        let mut next = Some(first.chunk);
+        // If the disk is at fault the thread has ended; its answer says so.
+        while let Some(chunk) = next.take() {
+            if chunks.send(chunk).await.is_err() {
+                break;
+            }
+            next = parts.message().await?.map(|part| part.chunk);
+        }
+        drop(chunks);
+        match keeping.await.map_err(|_| Status::internal("the picture's thread died"))? {
+            Ok(()) => Ok(Response::new(v1::PutArtifactResponse {})),
+            Err(error @ ArtifactError::Disk { .. }) => {
+                tracing::error!(%error, "no room for a picture");
+                self.desk.tell(Input::ArtifactRefused { epoch, message: error.to_string() }).await?;
+                let again = Some(Duration::from_secs(5));
+                Err(status(Code::ResourceExhausted, "ARTIFACT_DISK", error.to_string(), None, again))
+            }
+            Err(error @ ArtifactError::Hash { .. }) => Err(Status::data_loss(error.to_string())),
+        }
+    }
+}
+
+fn hello(join: v1::Join) -> Result<(WorkerId, Hello), Status> {
+    const LONGEST_NAME: usize = 128;
+    let name = join.worker;
+    if name.is_empty() || name.len() > LONGEST_NAME || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        let message = format!("worker name {name:?}: use 1 to {LONGEST_NAME} characters without white space");
+        return Err(status(Code::InvalidArgument, "WORKER_NAME", message, Some("worker"), None));
+    }
+    let models = join.models.iter().map(convert::model_facts).collect::<Result<_, _>>();
+    let models =
+        models.map_err(|error| status(Code::InvalidArgument, "MODEL", error.to_string(), Some("models"), None))?;
+    let running = join.running.and_then(|running| {
+        Some(Running { epoch: Epoch(running.epoch), rank: Rank(u16::try_from(running.rank).ok()?) })
+    });
+    let hello = Hello {
+        version: join.version,
+        incarnation: join.incarnation,
+        numeric_class: join.numeric_class,
+        models,
+        address: join.address,
+        flop_per_s: if join.flop_per_s.is_finite() { join.flop_per_s } else { 0.0 },
+        running,
+    };
+    Ok((WorkerId(name), hello))
+}
+
+/// A report as the machine hears it; nothing if it means nothing.
+fn input_of(report: Report, worker: &WorkerId, session: SessionId) -> Option<Input> {
+    let worker = worker.clone();
+    Some(match report {
+        Report::Join(_) => return None,
+        Report::Heartbeat(_) => Input::Heartbeat { worker, session },
+        Report::Drain(_) => Input::Drain { worker, session },
+        Report::StepTaken(taken) => {
+            let (epoch, rank) = (Epoch(taken.epoch), Rank(u16::try_from(taken.rank).ok()?));
+            Input::StepTaken { worker, session, epoch, rank, compute_ms: taken.compute_ms }
+        }
+        Report::Stopped(stopped) => Input::Stopped { worker, session, epoch: Epoch(stopped.epoch) },
+        Report::Decoding(decoding) => Input::Decoding { worker, session, epoch: Epoch(decoding.epoch) },
+        Report::Finished(finished) => {
+            let artifact = finished.artifact?;
+            let kind = convert::artifact_kind(artifact.kind).ok()?;
+            let artifact = ArtifactRef { sha256: artifact.sha256, size_bytes: artifact.size_bytes, kind };
+            Input::Finished { worker, session, epoch: Epoch(finished.epoch), artifact }
+        }
+        Report::Failed(failed) => {
+            let cause = convert::cause(failed.cause());
+            Input::Failed { worker, session, epoch: Epoch(failed.epoch), cause, message: failed.message }
+        }
+    })
+}

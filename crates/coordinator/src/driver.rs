@@ -1,0 +1,213 @@
+//! The only owner of the state machine: one inbox, one loop, outputs performed in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use control::{Control, ControlError, Event, Input, Output, ReplyId, SessionId};
+use plan::{JobId, Millis};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::Instant;
+use wire::v1;
+use wire::v1::session_response::Message as Order;
+
+use crate::checkpoint::Checkpoints;
+use crate::persist::Persistence;
+
+/// Things waiting to be done; full means clients are asked to come back.
+const INBOX: usize = 4096;
+/// Orders waiting for one member; a member that does not read them is sent away.
+const ORDERS: usize = 256;
+/// Events a watcher may lag behind before it begins anew with a snapshot.
+const EVENTS: usize = 8192;
+
+/// A question about the state, answered between two changes.
+type Question = Box<dyn FnOnce(&Control) + Send>;
+
+enum Message {
+    Do(Input),
+    Open(SessionId, mpsc::Sender<v1::SessionResponse>),
+    Answer(ReplyId, oneshot::Sender<Result<JobId, ControlError>>),
+    Ask(Question),
+}
+
+/// Where the services reach the driver.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    inbox: mpsc::Sender<Message>,
+    events: broadcast::Sender<Arc<Event>>,
+    next_id: Arc<AtomicU64>,
+}
+
+/// The driver is gone: the process is ending.
+#[derive(Debug, thiserror::Error)]
+#[error("the coordinator is ending")]
+pub(crate) struct Gone;
+
+impl Desk {
+    fn id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Something happened.
+    pub(crate) async fn tell(&self, input: Input) -> Result<(), Gone> {
+        self.inbox.send(Message::Do(input)).await.map_err(|_| Gone)
+    }
+
+    /// Something a client wants, and what becomes of it.
+    pub(crate) async fn request(
+        &self,
+        input: impl FnOnce(ReplyId) -> Input,
+    ) -> Result<Result<JobId, ControlError>, Gone> {
+        let (answer, answered) = oneshot::channel();
+        let reply = ReplyId(self.id());
+        self.inbox.send(Message::Answer(reply, answer)).await.map_err(|_| Gone)?;
+        self.tell(input(reply)).await?;
+        answered.await.map_err(|_| Gone)
+    }
+
+    /// What is true now.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Control) -> T + Send + 'static,
+    ) -> Result<T, Gone> {
+        let (answer, answered) = oneshot::channel();
+        let ask: Question = Box::new(move |control| drop(answer.send(question(control))));
+        self.inbox.send(Message::Ask(ask)).await.map_err(|_| Gone)?;
+        answered.await.map_err(|_| Gone)
+    }
+
+    /// A member's session, and the orders that go down it.
+    pub(crate) async fn open(&self) -> Result<(SessionId, mpsc::Receiver<v1::SessionResponse>), Gone> {
+        let (orders, to_send) = mpsc::channel(ORDERS);
+        let session = SessionId(self.id());
+        self.inbox.send(Message::Open(session, orders)).await.map_err(|_| Gone)?;
+        Ok((session, to_send))
+    }
+
+    /// Everything that happens from now on.
+    pub(crate) fn events(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.events.subscribe()
+    }
+}
+
+/// Owns the machine.
+pub(crate) struct Driver {
+    control: Control,
+    persistence: Persistence,
+    checkpoints: Arc<Checkpoints>,
+    started: Instant,
+    inbox: mpsc::Receiver<Message>,
+    desk: Desk,
+    sessions: BTreeMap<SessionId, mpsc::Sender<v1::SessionResponse>>,
+    answers: BTreeMap<ReplyId, oneshot::Sender<Result<JobId, ControlError>>>,
+}
+
+impl Driver {
+    pub(crate) fn new(control: Control, persistence: Persistence, checkpoints: Arc<Checkpoints>) -> Self {
+        let (inbox, messages) = mpsc::channel(INBOX);
+        let desk = Desk { inbox, events: broadcast::Sender::new(EVENTS), next_id: Arc::new(AtomicU64::new(1)) };
+        let started = Instant::now();
+        let (sessions, answers) = (BTreeMap::new(), BTreeMap::new());
+        Self { control, persistence, checkpoints, started, inbox: messages, desk, sessions, answers }
+    }
+
+    pub(crate) fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Runs until the store fails.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            let due = self.control.poll_timeout().map(|due| self.started + Duration::from_millis(due.0));
+            let asleep = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
+            tokio::select! {
+                message = self.inbox.recv() => match message {
+                    Some(Message::Do(input)) => self.control.handle(self.now(), input),
+                    Some(Message::Ask(question)) => question(&self.control),
+                    Some(Message::Open(session, orders)) => drop(self.sessions.insert(session, orders)),
+                    Some(Message::Answer(reply, answer)) => drop(self.answers.insert(reply, answer)),
+                    None => return Ok(()),
+                },
+                () = asleep => self.control.handle_timeout(self.now()),
+            }
+            self.perform().await?;
+        }
+    }
+
+    fn now(&self) -> Millis {
+        Millis(self.started.elapsed().as_millis() as u64)
+    }
+
+    /// Performs what is to be done, in order; what must be durable is so before anything behind it leaves.
+    async fn perform(&mut self) -> anyhow::Result<()> {
+        let mut open: BTreeSet<SessionId> = BTreeSet::new();
+        while let Some(output) = self.control.poll_output() {
+            match output {
+                Output::Persist(record) => self.persistence.add(*record),
+                other => {
+                    self.persistence.commit().await?;
+                    self.act(other, &mut open);
+                }
+            }
+        }
+        self.persistence.commit().await?;
+        for session in open {
+            self.sessions.remove(&session);
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, output: Output, closed: &mut BTreeSet<SessionId>) {
+        match output {
+            Output::Persist(record) => self.persistence.add(*record),
+            Output::Reply { reply, answer } => {
+                // A client that has gone away does not want to know.
+                drop(self.answers.remove(&reply).map(|client| client.send(answer)));
+            }
+            Output::Welcome { session, lease_ttl_ms, .. } => {
+                self.order(session, Order::Welcome(v1::Welcome { lease_ttl_ms }));
+            }
+            Output::Refuse { session, reason } => {
+                tracing::warn!(reason, "a worker was refused");
+                self.order(session, Order::Refused(v1::Refused { reason }));
+                closed.insert(session);
+            }
+            Output::Expel { worker, session } => {
+                tracing::warn!(%worker, "its lease ended");
+                closed.insert(session);
+            }
+            Output::Assign { worker, session, assignment } => {
+                tracing::info!(
+                    %worker, image = %assignment.image, epoch = %assignment.epoch, rank = %assignment.rank,
+                    n_ranks = assignment.mesh.n_ranks(), n_steps_done = assignment.n_steps_done, "assigned"
+                );
+                self.order(session, Order::Assign((&*assignment).into()));
+            }
+            Output::Abort { session, epoch, .. } => self.order(session, Order::Abort(v1::Abort { epoch: epoch.0 })),
+            Output::Stop { session, epoch, .. } => self.order(session, Order::Stop(v1::Stop { epoch: epoch.0 })),
+            Output::Drained { worker, session } => {
+                tracing::info!(%worker, "has drained");
+                self.order(session, Order::Drained(v1::Drained {}));
+                closed.insert(session);
+            }
+            Output::DropCheckpoint { image } => self.checkpoints.remove(&image),
+            Output::Event(event) => {
+                tracing::debug!(
+                    image = %event.image, phase = ?event.phase, step = event.n_steps_done, message = event.message, "changed"
+                );
+                // Nobody may be watching.
+                drop(self.desk.events.send(Arc::from(event)));
+            }
+        }
+    }
+
+    fn order(&mut self, session: SessionId, order: Order) {
+        let Some(orders) = self.sessions.get(&session) else { return };
+        if orders.try_send(v1::SessionResponse { message: Some(order) }).is_err() {
+            tracing::warn!(session = session.0, "a worker does not read its orders: its session ends");
+            self.sessions.remove(&session);
+        }
+    }
+}

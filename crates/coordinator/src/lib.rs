@@ -1,0 +1,128 @@
+//! The process that serves clients and members: drives `control`, persists, keeps checkpoints and artifacts.
+//!
+//! A shell: what is to happen is decided in `control`, once, by its only owner (`driver.rs`). No candle, no CUDA.
+#![forbid(unsafe_code)]
+
+mod artifact;
+mod checkpoint;
+mod cluster;
+mod driver;
+mod job_view;
+mod persist;
+mod render_service;
+mod status;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use control::Control;
+use plan::Millis;
+use store::{EmbeddedStore, Store};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use wire::v1::cluster_service_server::ClusterServiceServer;
+use wire::v1::render_service_server::RenderServiceServer;
+
+use artifact::Artifacts;
+use checkpoint::Checkpoints;
+use driver::Driver;
+use persist::Persistence;
+
+/// What a coordinator is told at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The embedded store's file.
+    pub store: PathBuf,
+    /// Folder of finished pictures; checkpoints lie beside them.
+    pub artifacts: PathBuf,
+    /// How long a lease lasts without a heartbeat.
+    pub lease_ttl_ms: u64,
+}
+
+/// A coordinator, ready to serve.
+pub struct Coordinator {
+    listener: TcpListener,
+    driver: Driver,
+    checkpoints: Arc<Checkpoints>,
+    artifacts: Arc<Artifacts>,
+}
+
+impl Coordinator {
+    /// Opens store, folders and listener, and loads the jobs.
+    ///
+    /// # Errors
+    /// If one of them cannot be used; the message names it.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let folder = config.store.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("create the store's folder {}", folder.display()))?;
+        }
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.store)?);
+        let artifacts = Arc::new(Artifacts::open(config.artifacts.clone())?);
+        let checkpoints = Arc::new(Checkpoints::open(config.artifacts.join("checkpoints"))?);
+        let (persistence, mut records) = Persistence::load(store)?;
+        checkpoints.check(&mut records);
+        let machine = control::Config {
+            lease_ttl_ms: config.lease_ttl_ms,
+            reattach_ms: 3 * config.lease_ttl_ms,
+            ..Default::default()
+        };
+        let control = Control::new(machine, records, Millis(0));
+        let listener = TcpListener::bind(config.listen).await;
+        let listener =
+            listener.with_context(|| format!("listen on {}: choose another with --listen", config.listen))?;
+        let driver = Driver::new(control, persistence, Arc::clone(&checkpoints));
+        Ok(Self { listener, driver, checkpoints, artifacts })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown` is over.
+    ///
+    /// # Errors
+    /// If the store stops taking writes: nothing could be promised any more.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+        let desk = self.driver.desk();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<RenderServiceServer<render_service::Clients>>().await;
+        health.set_serving::<ClusterServiceServer<cluster::Members>>().await;
+        // Alive as long as it answers at all; readiness is the services' own.
+        health.set_service_status("liveness", tonic_health::ServingStatus::Serving).await;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let clients = render_service::Clients::new(desk.clone(), Arc::clone(&self.artifacts));
+        let members = cluster::Members::new(desk, self.checkpoints, self.artifacts);
+        const LARGEST_SUBMIT_BYTES: usize = 256 << 10;
+        let serving = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .tcp_nodelay(true)
+            .max_concurrent_streams(1024)
+            .add_service(RenderServiceServer::new(clients).max_decoding_message_size(LARGEST_SUBMIT_BYTES))
+            .add_service(ClusterServiceServer::new(members))
+            .add_service(health_service)
+            .add_service(reflection().build_v1().context("describe the services")?)
+            .add_service(reflection().build_v1alpha().context("describe the services")?)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), shutdown);
+        tokio::select! {
+            served = serving => served.context("serve"),
+            driven = self.driver.run() => driven,
+        }
+    }
+}
