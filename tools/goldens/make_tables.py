@@ -43,6 +43,7 @@ PROMPTS = [
     "cha\u0302teau cafe\u0301 nai\u0308ve",
     "A\u030angstro\u0308m",
     "\u0301leading mark",
+    "e\u0301\u0302\u0323 many marks",
     "ﬁne ﬂames o\ufb00er eﬃcient ﬆone",
     "ｆｕｌｌ ｗｉｄｔｈ ＡＢＣ １２３！",
     "ideographic\u3000space",

@@ -1,19 +1,32 @@
 //! Prompts to token ids, from `tokenizer.json` or from SentencePiece's `spiece.model` alone.
 //!
 //! Leaves out cleaning (`plan::Clean`) and padding: networks here run on the real tokens. Ids are
-//! SentencePiece's, but for letters under three and more stacked accents, which the library normalises as one.
+//! SentencePiece's, for which `charsmap.rs` stands in for the library's step of that name.
+
+mod charsmap;
+mod steps;
 
 use std::path::Path;
 
 use plan::request::MAX_TOKENS;
 use prost::Message;
+use serde_json::Value;
 use tokenizers::models::unigram::Unigram;
-use tokenizers::normalizers::{NormalizerWrapper, Precompiled, Replace, Sequence, Strip};
+use tokenizers::normalizers::{Replace, Strip};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{
+    DecoderWrapper, ModelWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerBuilder, TokenizerImpl,
+};
+
+use charsmap::Charsmap;
+use steps::{Step, Steps};
+
+/// The library's tokenizer with our steps before it.
+type Parts = TokenizerImpl<ModelWrapper, Steps, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// A T5 tokenizer.
-pub struct Tokenizer(tokenizers::Tokenizer);
+pub struct Tokenizer(Parts);
 
 /// A prompt as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,11 +50,8 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Self, String> {
         let (json, pieces) = (dir.join("tokenizer.json"), dir.join("spiece.model"));
         if json.is_file() {
-            let mut tokenizer = tokenizers::Tokenizer::from_file(&json)
-                .map_err(|error| format!("tokenizer/tokenizer.json: {error}"))?;
-            tokenizer.with_padding(None);
-            tokenizer.with_truncation(None).map_err(|error| format!("tokenizer/tokenizer.json: {error}"))?;
-            return Ok(Self(tokenizer));
+            let bytes = std::fs::read(&json).map_err(|error| format!("tokenizer/tokenizer.json: {error}"))?;
+            return from_json(&bytes).map(Self).map_err(|error| format!("tokenizer/tokenizer.json: {error}"));
         }
         if pieces.is_file() {
             let bytes = std::fs::read(&pieces).map_err(|error| format!("tokenizer/spiece.model: {error}"))?;
@@ -75,6 +85,24 @@ impl Tokenizer {
     pub fn vocabulary(&self) -> usize {
         self.0.get_vocab_size(true)
     }
+}
+
+/// All that `tokenizer.json` says but padding and truncation, which are not the tokenizer's to decide here.
+fn from_json(bytes: &[u8]) -> Result<Parts, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let mut json: Value = serde_json::from_slice(bytes).map_err(|e| text(&e))?;
+    // Taken out before the library sees it: a damaged charsmap makes it panic.
+    let steps = json.get_mut("normalizer").map(Value::take).unwrap_or_default();
+    let library: tokenizers::Tokenizer = serde_json::from_value(json).map_err(|e| text(&e))?;
+    let mut parts: Parts = TokenizerBuilder::new()
+        .with_model(library.get_model().clone())
+        .with_pre_tokenizer(library.get_pre_tokenizer().cloned())
+        .with_post_processor(library.get_post_processor().cloned())
+        .with_added_vocabulary(library.get_added_vocabulary().clone())
+        .build()
+        .map_err(|e| text(&e))?;
+    parts.with_normalizer(Some(Steps::from_json(steps)?)).map_err(|e| text(&e))?;
+    Ok(parts)
 }
 
 /// The fields of SentencePiece's `ModelProto` (`sentencepiece_model.proto`) a Unigram tokenizer needs.
@@ -136,7 +164,7 @@ fn text_of(piece: &Piece) -> String {
     }
 }
 
-fn from_pieces(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+fn from_pieces(bytes: &[u8]) -> Result<Parts, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let model = ModelProto::decode(bytes).map_err(|error| format!("not a SentencePiece model: {error}"))?;
     let trainer = model.trainer.unwrap_or_default();
@@ -148,19 +176,19 @@ fn from_pieces(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     let end = model.pieces.get(END_ID as usize).ok_or("a vocabulary of fewer than two pieces")?.piece.clone();
     let vocabulary = model.pieces.into_iter().map(|piece| (text_of(&piece), f64::from(piece.score))).collect();
     let unigram = Unigram::from(vocabulary, unknown, trainer.byte_fallback.unwrap_or(false)).map_err(|e| text(&e))?;
-    let mut tokenizer = tokenizers::Tokenizer::new(unigram);
+    let mut tokenizer = Parts::new(unigram.into());
 
     let normalizer = model.normalizer.unwrap_or_default();
-    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    let mut steps = Steps::default();
     if !normalizer.charsmap.is_empty() {
-        steps.push(Precompiled::from(&normalizer.charsmap).map_err(|e| text(&e))?.into());
+        steps.0.push(Step::Charsmap(Charsmap::parse(&normalizer.charsmap)?));
     }
     if normalizer.remove_extra_whitespaces.unwrap_or(true) {
-        steps.push(Strip::new(true, true).into());
+        steps.0.push(Step::Library(Strip::new(true, true).into()));
         let spaces = tokenizers::normalizers::replace::ReplacePattern::Regex(" {2,}".into());
-        steps.push(Replace::new(spaces, " ").map_err(|e| text(&e))?.into());
+        steps.0.push(Step::Library(Replace::new(spaces, " ").map_err(|e| text(&e))?.into()));
     }
-    tokenizer.with_normalizer(Some(Sequence::new(steps))).map_err(|e| text(&e))?;
+    tokenizer.with_normalizer(Some(steps)).map_err(|e| text(&e))?;
     let prepend =
         if normalizer.add_dummy_prefix.unwrap_or(true) { PrependScheme::Always } else { PrependScheme::Never };
     tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', prepend, true)));
@@ -173,3 +201,6 @@ fn from_pieces(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     tokenizer.with_post_processor(Some(template));
     Ok(tokenizer)
 }
+
+#[cfg(test)]
+mod tests;
