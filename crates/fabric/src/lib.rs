@@ -4,6 +4,13 @@
 //! know what it stands for. Blocking, for device threads; async lives behind [`grpc`] alone.
 #![forbid(unsafe_code)]
 
+pub mod collective;
+pub mod fault;
+pub mod grpc;
+pub mod local;
+mod payload;
+mod seat;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,0 +1,110 @@
+//! What can be set of a port, and what it counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::fault::Faults;
+
+/// What can be set of a port. The defaults suit ranks on one local network.
+#[derive(Debug, Clone)]
+pub struct PortConfig {
+    /// A wait ends when the peer sent nothing for this long. Longer than the longest computation between sends.
+    pub silence: Duration,
+    /// A peer that could not be reached for this long is gone.
+    pub reconnect: Duration,
+    /// Bytes a link may have under way before `send` waits. A larger message goes alone.
+    pub credit_bytes: u64,
+    /// The largest message sent or taken, in bytes.
+    pub message_limit_bytes: u64,
+    /// Bytes kept, in all, of epochs that are not open here yet. Beyond it they are dropped and sent again later.
+    pub early_limit_bytes: u64,
+    /// How long a link may be without an answer before it asks for one.
+    pub probe: Duration,
+    /// How long an answer may wait for others to leave with it.
+    pub answer_delay: Duration,
+    /// How long a connection may take to say something sensible.
+    pub hello: Duration,
+    /// Largest HTTP/2 DATA payload and piece written at once, in bytes.
+    pub piece_bytes: u32,
+    /// HTTP/2 flow-control window of a stream, in bytes.
+    pub window_bytes: u32,
+    /// For tests: what goes wrong on the way out.
+    pub faults: Option<Faults>,
+}
+
+impl Default for PortConfig {
+    fn default() -> Self {
+        Self {
+            silence: Duration::from_secs(60),
+            reconnect: Duration::from_secs(5),
+            credit_bytes: 64 << 20,
+            message_limit_bytes: 1 << 30,
+            early_limit_bytes: 256 << 20,
+            probe: Duration::from_millis(200),
+            answer_delay: Duration::from_millis(2),
+            hello: Duration::from_secs(5),
+            piece_bytes: 512 << 10,
+            window_bytes: 2 << 20,
+            faults: None,
+        }
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a port has counted since it was bound.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        #[derive(Default)]
+        pub(crate) struct Tally {
+            $(pub(crate) $name: Count,)*
+        }
+
+        impl Tally {
+            pub(crate) fn read(&self) -> Counters {
+                Counters { $($name: self.$name.0.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Messages of an epoch that is over: dropped.
+    old_epoch,
+    /// Messages of an epoch not open here yet: kept.
+    early,
+    /// Messages of an epoch not open here yet, beyond the limit: dropped, asked for when it opens.
+    early_dropped,
+    /// Messages of another image than the epoch's: dropped.
+    other_image,
+    /// Messages that had come before: dropped.
+    repeated,
+    /// Messages before which others were missing: dropped and asked for.
+    out_of_order,
+    /// Headers, payloads or answers that do not match their checksum: dropped and asked for.
+    corrupt,
+    /// Messages larger than the limit: refused.
+    refused,
+    /// Messages sent once more.
+    resent,
+    /// Connections made to peers, the first ones included.
+    connected,
+    /// Streams ended because what came was no tensor stream.
+    malformed,
+    /// Connections ended because they said nothing.
+    silent,
+    /// Connections refused because there were too many.
+    crowded,
+}
+
+#[derive(Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+}

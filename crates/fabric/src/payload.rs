@@ -1,0 +1,108 @@
+//! Numbers as memory: a payload's bytes without a copy, and the memory an arriving payload is written to.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::Payload;
+
+#[cfg(target_endian = "big")]
+compile_error!("payloads travel as they lie in memory, which must be little-endian");
+
+/// What the numbers of a payload are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dtype {
+    Bytes,
+    F32,
+    F64,
+}
+
+impl Dtype {
+    /// Bytes of one number.
+    pub(crate) fn size_bytes(self) -> usize {
+        match self {
+            Self::Bytes => 1,
+            Self::F32 => 4,
+            Self::F64 => 8,
+        }
+    }
+}
+
+struct F32Memory(Arc<Vec<f32>>);
+
+impl AsRef<[u8]> for F32Memory {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+struct F64Memory(Arc<Vec<f64>>);
+
+impl AsRef<[u8]> for F64Memory {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl Payload {
+    /// Bytes of memory the numbers fill.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::F32(values) => size_of_val(values.as_slice()),
+            Self::F64(values) => size_of_val(values.as_slice()),
+            Self::Bytes(bytes) => bytes.len(),
+        }
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F64(_) => Dtype::F64,
+            Self::Bytes(_) => Dtype::Bytes,
+        }
+    }
+
+    /// The numbers' own memory, shared and not copied.
+    pub(crate) fn into_memory(self) -> Bytes {
+        match self {
+            Self::F32(values) => Bytes::from_owner(F32Memory(values)),
+            Self::F64(values) => Bytes::from_owner(F64Memory(values)),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// Memory of the announced length that arriving bytes are written to in order.
+pub(crate) enum Destination {
+    Bytes(Vec<u8>),
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+}
+
+impl Destination {
+    /// Memory for `n_bytes`, which are whole numbers of `dtype`: the caller has checked that, and the limit.
+    pub(crate) fn new(dtype: Dtype, n_bytes: usize) -> Self {
+        let n = n_bytes / dtype.size_bytes();
+        match dtype {
+            Dtype::Bytes => Self::Bytes(vec![0; n]),
+            Dtype::F32 => Self::F32(vec![0.0; n]),
+            Dtype::F64 => Self::F64(vec![0.0; n]),
+        }
+    }
+
+    pub(crate) fn memory(&mut self) -> &mut [u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::F32(values) => bytemuck::cast_slice_mut(values),
+            Self::F64(values) => bytemuck::cast_slice_mut(values),
+        }
+    }
+
+    pub(crate) fn into_payload(self) -> Payload {
+        match self {
+            Self::Bytes(bytes) => Payload::Bytes(bytes.into()),
+            Self::F32(values) => Payload::F32(Arc::new(values)),
+            Self::F64(values) => Payload::F64(Arc::new(values)),
+        }
+    }
+}
