@@ -7,15 +7,23 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use plan::request::MAX_STEPS;
-use plan::{Clean, ImageSize};
+use plan::{ArtifactKind, Clean, ImageSize};
 
 use crate::bench::BenchArgs;
+
+mod farm;
+
+pub(crate) use farm::{
+    CoordinatorArgs, DownloadArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
+};
 
 const EXAMPLES: &str = "\
 Examples:
   fresco render \"snowy mountains at sunset with a ringed planet on the right\"
   fresco render \"a calm sea at dawn\" --size 128x128 --steps 12 --guidance 3 --seed 7 --out sea.png
   fresco verify sea.png              # renders it again and compares bytes
+  fresco serve --workers 2           # a farm in one process; then, elsewhere:
+  fresco submit \"a deep canyon at noon\" --size 256x256 --wait
   fresco model inspect models/demo   # what a model folder holds
   fresco doctor                      # whether this machine is ready";
 
@@ -28,9 +36,10 @@ that before fresco/fresco.toml in your configuration folder. A table is named af
   size = \"128x128\"
 
 FRESCO_MODELS names folders in which models are looked for by name, FRESCO_LOG=debug shows what happens.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 130 interrupted.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 job failed, 5 job partly failed, 6 cancelled, \
+9 unavailable or timed out, 130 interrupted.";
 
-/// Draws pictures from text with PixArt-Σ, on this machine's CPU.
+/// Draws pictures from text with PixArt-Σ, on this machine's CPU or on a farm of workers.
 #[derive(Debug, Parser)]
 #[command(name = "fresco", version, before_help = EXAMPLES, after_long_help = SETTINGS)]
 #[command(arg_required_else_help = true, disable_help_subcommand = true)]
@@ -57,6 +66,28 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Measure parts of the work on this machine
     Bench(BenchArgs),
+    /// Serve a farm from this one process: coordinator, store and workers
+    Serve(ServeArgs),
+    /// Run the coordinator alone; workers and clients come to it
+    Coordinator(CoordinatorArgs),
+    /// Run a worker: it joins a coordinator and renders what it is given
+    Worker(WorkerArgs),
+    /// Hand a job to a farm, and print its id
+    Submit(SubmitArgs),
+    /// Wait until a job is over
+    Wait(JobArgs),
+    /// Show one job
+    Get(JobArgs),
+    /// Show the jobs of a farm, the newest first
+    List(ListArgs),
+    /// Follow a job, one line an event, until it is over
+    Watch(WatchArgs),
+    /// End a job
+    Cancel(JobArgs),
+    /// Render the failed and cancelled images of a job again
+    Retry(JobArgs),
+    /// Fetch a job's finished pictures
+    Download(DownloadArgs),
     /// Print a completion script for a shell
     #[command(before_help = "Example:\n  fresco completion bash > /etc/bash_completion.d/fresco")]
     Completion {
@@ -72,10 +103,9 @@ Examples:
   echo \"a pine forest in thick fog\" | fresco render - --json
   fresco render \"an astronaut riding a horse\" --model ./PixArt-Sigma --size 1024x576";
 
-/// Flags of `render`.
+/// What to draw: flags that `render` and `submit` share.
 #[derive(Debug, Args)]
-#[command(before_help = RENDER_EXAMPLES)]
-pub(crate) struct RenderArgs {
+pub(crate) struct PictureArgs {
     /// What to draw; `-` reads it from standard input
     #[arg(value_name = "PROMPT")]
     pub(crate) prompt: String,
@@ -83,10 +113,6 @@ pub(crate) struct RenderArgs {
     /// Model: a folder in the diffusers layout, or the name of one in $FRESCO_MODELS or models/
     #[arg(long, env = "FRESCO_MODEL", value_name = "DIR|NAME", default_value = "demo")]
     pub(crate) model: String,
-
-    /// Model folder that gives the parts --model lacks, for folders with a transformer alone
-    #[arg(long, env = "FRESCO_BASE", value_name = "DIR|NAME")]
-    pub(crate) base: Option<String>,
 
     /// Width and height in pixels, multiples of 16; memory and time grow with their product [default: the size the
     /// model is at its best with]
@@ -116,6 +142,26 @@ pub(crate) struct RenderArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) count: u32,
 
+    /// How prompts are prepared: `basic` lower-cases and strips them, as the reference does
+    #[arg(long, env = "FRESCO_CLEAN", value_name = "HOW", default_value = "basic")]
+    pub(crate) clean: CleanName,
+
+    /// Bits per channel of a .png
+    #[arg(long, env = "FRESCO_BIT_DEPTH", value_name = "BITS", default_value = "8")]
+    pub(crate) bit_depth: BitDepth,
+}
+
+/// Flags of `render`.
+#[derive(Debug, Args)]
+#[command(before_help = RENDER_EXAMPLES)]
+pub(crate) struct RenderArgs {
+    #[command(flatten)]
+    pub(crate) picture: PictureArgs,
+
+    /// Model folder that gives the parts --model lacks, for folders with a transformer alone
+    #[arg(long, env = "FRESCO_BASE", value_name = "DIR|NAME")]
+    pub(crate) base: Option<String>,
+
     /// Where the picture goes, .png or .safetensors (latents, image, embeds) [default: from the prompt and seed]
     #[arg(long, env = "FRESCO_OUT", value_name = "PATH")]
     pub(crate) out: Option<PathBuf>,
@@ -131,13 +177,10 @@ pub(crate) struct RenderArgs {
     #[command(flatten)]
     pub(crate) threads: Threads,
 
-    /// How prompts are prepared: `basic` lower-cases and strips them, as the reference does
-    #[arg(long, env = "FRESCO_CLEAN", value_name = "HOW", default_value = "basic")]
-    pub(crate) clean: CleanName,
-
-    /// Bits per channel of a .png
-    #[arg(long, env = "FRESCO_BIT_DEPTH", value_name = "BITS", default_value = "8")]
-    pub(crate) bit_depth: BitDepth,
+    /// Split each picture over so many workers of this process; the bytes are the same for any number
+    #[arg(long, env = "FRESCO_WORKERS", value_name = "N", default_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) workers: u16,
 
     /// Write NAME.preview.png every N steps while the picture is at work; 0 is never
     #[arg(long, env = "FRESCO_PREVIEW_EVERY", value_name = "N", default_value = "0")]
@@ -188,6 +231,15 @@ pub(crate) enum BitDepth {
     Eight,
     #[value(name = "16")]
     Sixteen,
+}
+
+impl From<BitDepth> for ArtifactKind {
+    fn from(bits: BitDepth) -> Self {
+        match bits {
+            BitDepth::Eight => Self::Png8,
+            BitDepth::Sixteen => Self::Png16,
+        }
+    }
 }
 
 /// Flags of `model`.

@@ -14,9 +14,9 @@ use plan::{ImageSize, LatentSize, RenderRequest};
 
 use crate::args::Threads;
 use crate::memory::Memory;
-use crate::metadata::ModelId;
 use crate::models;
 use crate::progress::Wait;
+use worker::metadata::ModelId;
 
 /// A model folder, its parts checked, its weights not read yet.
 pub(crate) struct Engine {

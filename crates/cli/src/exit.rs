@@ -16,6 +16,12 @@ pub(crate) enum Outcome {
     Done,
     /// What was to be found out is not well, and standard output has said so.
     Failed,
+    /// All images of a job failed.
+    JobFailed,
+    /// Some images of a job failed.
+    JobPartlyFailed,
+    /// A job was cancelled.
+    JobCancelled,
 }
 
 impl From<Outcome> for ExitCode {
@@ -23,6 +29,9 @@ impl From<Outcome> for ExitCode {
         match outcome {
             Outcome::Done => Self::SUCCESS,
             Outcome::Failed => Self::from(FAILED),
+            Outcome::JobFailed => Self::from(JOB_FAILED),
+            Outcome::JobPartlyFailed => Self::from(JOB_PARTLY_FAILED),
+            Outcome::JobCancelled => Self::from(JOB_CANCELLED),
         }
     }
 }
@@ -36,6 +45,9 @@ pub(crate) enum Stop {
     /// Something named by the user is not there.
     #[error("{0}")]
     NotFound(String),
+    /// A farm cannot be reached, or did not answer in time.
+    #[error("{0}")]
+    Unavailable(String),
     /// Ctrl-C.
     #[error("interrupted: the picture at work was not written")]
     Interrupted,
@@ -50,6 +62,10 @@ pub(crate) enum Stop {
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const NOT_FOUND: u8 = 3;
+const JOB_FAILED: u8 = 4;
+const JOB_PARTLY_FAILED: u8 = 5;
+const JOB_CANCELLED: u8 = 6;
+const UNAVAILABLE: u8 = 9;
 const INTERRUPTED: u8 = 130;
 
 /// Prints `error`, one line for each fault, and gives its exit code.
@@ -67,6 +83,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
     let code = |cause: &(dyn std::error::Error + 'static)| match (cause.downcast_ref(), cause.downcast_ref()) {
         (Some(Stop::Usage(_) | Stop::Help(_)), _) => Some(USAGE),
         (Some(Stop::NotFound(_)), _) => Some(NOT_FOUND),
+        (Some(Stop::Unavailable(_)), _) => Some(UNAVAILABLE),
         (Some(Stop::Interrupted), _) | (_, Some(RenderError::Cancelled)) => Some(INTERRUPTED),
         (_, Some(RenderError::Request(_) | RenderError::Latents(_))) => Some(USAGE),
         _ => cause.is::<plan::RequestError>().then_some(USAGE),

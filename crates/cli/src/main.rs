@@ -5,15 +5,15 @@
 
 mod args;
 mod bench;
+mod client;
 mod doctor;
 mod engine;
 mod exit;
-mod image_file;
+mod farm;
 mod interrupt;
 mod latents;
 mod measure;
 mod memory;
-mod metadata;
 mod model_command;
 mod models;
 mod output;
@@ -85,6 +85,17 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Verify(args) => verify::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(args).map(|()| Outcome::Done),
+        Command::Serve(args) => farm::serve(args),
+        Command::Coordinator(args) => farm::coordinator(args),
+        Command::Worker(args) => farm::worker(args),
+        Command::Submit(args) => client::submit(&args),
+        Command::Wait(args) => client::wait(&args),
+        Command::Get(args) => client::get(&args),
+        Command::List(args) => client::list(&args),
+        Command::Watch(args) => client::watch(&args),
+        Command::Cancel(args) => client::cancel(&args),
+        Command::Retry(args) => client::retry(&args),
+        Command::Download(args) => client::download(&args),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut args::command(), "fresco", &mut script);

@@ -12,13 +12,13 @@ use tempfile::NamedTempFile;
 
 use crate::args::BitDepth;
 use crate::exit::Stop;
-use crate::image_file::Format;
+use plan::ArtifactKind;
 
 /// The name one picture will have.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     path: PathBuf,
-    pub(crate) format: Format,
+    pub(crate) kind: ArtifactKind,
     on_conflict: OnConflict,
 }
 
@@ -43,12 +43,12 @@ impl Target {
         let Some(out) = out else {
             let path = PathBuf::from(format!("{}-s{}.png", slug(&request.prompt), request.seed));
             let on_conflict = if force { OnConflict::Replace } else { OnConflict::Number };
-            return Ok(Self { path, format: Format::Png(bit_depth), on_conflict });
+            return Ok(Self { path, kind: bit_depth.into(), on_conflict });
         };
         let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
-        let format = match ending.as_str() {
-            "png" => Format::Png(bit_depth),
-            "safetensors" => Format::Safetensors,
+        let kind = match ending.as_str() {
+            "png" => bit_depth.into(),
+            "safetensors" => ArtifactKind::Safetensors,
             _ if out.is_dir() => return Err(is_a_folder(out)),
             _ => {
                 let shown = out.display();
@@ -56,14 +56,19 @@ impl Target {
             }
         };
         let path = if count > 1 { with_stem_end(out, &format!("-{}", request.seed)) } else { out.to_owned() };
-        Ok(Self { path, format, on_conflict: if force { OnConflict::Replace } else { OnConflict::Refuse } })
+        Ok(Self { path, kind, on_conflict: if force { OnConflict::Replace } else { OnConflict::Refuse } })
+    }
+
+    /// A file of a name, of bytes that are there already.
+    pub(crate) fn named(path: PathBuf, kind: ArtifactKind, force: bool) -> Self {
+        Self { path, kind, on_conflict: if force { OnConflict::Replace } else { OnConflict::Refuse } }
     }
 
     /// The name of the preview beside the picture.
     pub(crate) fn preview(&self) -> Self {
         let path = with_stem_end(&self.path, ".preview").with_extension("png");
         let on_conflict = if self.on_conflict == OnConflict::Number { OnConflict::Refuse } else { self.on_conflict };
-        Self { path, format: Format::Png(BitDepth::Eight), on_conflict }
+        Self { path, kind: ArtifactKind::Png8, on_conflict }
     }
 
     /// The same name, to be written again and again.
@@ -143,7 +148,7 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// `a/b.png` with the end `-2` is `a/b-2.png`.
-fn with_stem_end(path: &Path, end: &str) -> PathBuf {
+pub(crate) fn with_stem_end(path: &Path, end: &str) -> PathBuf {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
     name.push(end);
     if let Some(ending) = path.extension() {
@@ -225,7 +230,8 @@ mod tests {
     #[test]
     fn a_default_name_that_is_taken_gets_a_number() {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        let target = |on_conflict| Target { path: dir.path().join("a.png"), format: Format::Safetensors, on_conflict };
+        let target =
+            |on_conflict| Target { path: dir.path().join("a.png"), kind: ArtifactKind::Safetensors, on_conflict };
         let write = |on_conflict| target(on_conflict).write(b"x").map_err(|error| error.to_string());
         assert_eq!(write(OnConflict::Number), Ok(dir.path().join("a.png")));
         assert_eq!(write(OnConflict::Number), Ok(dir.path().join("a-2.png")));

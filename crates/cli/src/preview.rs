@@ -5,11 +5,10 @@
 use candle_core::Tensor;
 use model::Progress;
 
-use crate::args::BitDepth;
 use crate::engine::Loaded;
-use crate::image_file::encode_png;
 use crate::interrupt;
 use crate::output::Target;
+use worker::image::{BitDepth, encode_png};
 
 /// The preview of one picture. Its file goes away with it.
 pub(crate) struct Preview {

@@ -8,6 +8,29 @@ use indicatif::{ProgressBar, ProgressStyle};
 use model::Progress;
 use plan::request::MAX_TOKENS;
 
+/// Steps of a picture that others make.
+pub(crate) struct StepBar(ProgressBar);
+
+impl StepBar {
+    /// Starts a bar of so many steps.
+    pub(crate) fn start(n_steps: u32) -> Self {
+        let bar = bar("{prefix} {pos}/{len} [{wide_bar}] {elapsed}", u64::from(n_steps));
+        bar.set_prefix("step");
+        Self(bar)
+    }
+
+    /// So many steps are done.
+    pub(crate) fn show(&mut self, n_steps_done: u32) {
+        self.0.set_position(n_steps_done.into());
+    }
+}
+
+impl Drop for StepBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// One picture's way from prompt to pixels.
 pub(crate) struct Meter {
     bar: ProgressBar,

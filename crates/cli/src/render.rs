@@ -1,7 +1,7 @@
 //! `fresco render`: flags become requests, requests become files.
 //!
 //! Everything a user can get wrong is checked before the weights are read. Leaves out the mathematics
-//! (`model`), names and writes (`output`), and bytes of files (`image_file`).
+//! (`model`), names and writes (`output`), and bytes of files (`worker::image`).
 
 use std::io::Read;
 use std::time::Instant;
@@ -13,30 +13,36 @@ use plan::{ImageSize, RenderRequest};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::args::RenderArgs;
+use crate::args::{PictureArgs, RenderArgs};
 use crate::engine::{Engine, Loaded};
 use crate::exit::{Outcome, Stop};
-use crate::image_file;
 use crate::interrupt;
 use crate::latents::{Latents, hex};
-use crate::metadata::Metadata;
 use crate::output::Target;
 use crate::preview::Preview;
 use crate::progress::{Meter, cut_prompt};
 use crate::terminal;
+use worker::image;
+use worker::metadata::Metadata;
+
+mod split;
 
 /// Renders all pictures the flags ask for.
 pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
     let mut began = Instant::now();
     check(&args)?;
-    let engine = Engine::open(&args.model, args.base.as_deref(), &args.threads)?;
-    let size = args.size.unwrap_or_else(|| engine.natural_size());
+    let engine = Engine::open(&args.picture.model, args.base.as_deref(), &args.threads)?;
+    let size = args.picture.size.unwrap_or_else(|| engine.natural_size());
     let requests = requests(&args, size)?;
-    let target = |request| Target::of(request, args.count, args.out.as_deref(), args.force, args.bit_depth);
+    let target =
+        |request| Target::of(request, args.picture.count, args.out.as_deref(), args.force, args.picture.bit_depth);
     let targets = requests.iter().map(target).collect::<Result<Vec<_>, _>>()?;
     for target in &targets {
         target.check()?;
         Preview::new(args.preview_every, target)?;
+    }
+    if args.workers > 1 {
+        return split::run(&args, &requests, &targets);
     }
     engine.check_size(size)?;
     let noise = args.latents.as_deref().map(|path| Latents::read(path, engine.latent(size))).transpose()?;
@@ -44,7 +50,11 @@ pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
 
     let mut job = Job { args: &args, model: engine.load()?, noise, warnings: Vec::new() };
     for (idx, (request, target)) in requests.iter().zip(&targets).enumerate() {
-        let label = if args.count > 1 { format!("picture {} of {}, ", idx + 1, args.count) } else { String::new() };
+        let label = if args.picture.count > 1 {
+            format!("picture {} of {}, ", idx + 1, args.picture.count)
+        } else {
+            String::new()
+        };
         let report = job.picture(request, target, label, began)?;
         if args.json {
             terminal::say_json(&report.json)?;
@@ -58,12 +68,21 @@ pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
 
 /// Refuses flags that cannot go together.
 fn check(args: &RenderArgs) -> Result<(), Stop> {
-    if args.latents.is_some() && args.count > 1 {
+    if args.workers > 1 {
+        let alone = [("--latents", args.latents.is_some()), ("--preview-every", args.preview_every > 0)];
+        if let Some((flag, _)) = alone.into_iter().find(|(_, is_given)| *is_given) {
+            return Err(Stop::Usage(format!("{flag} is for one worker: leave it or --workers {} out", args.workers)));
+        }
+    }
+    if args.latents.is_some() && args.picture.count > 1 {
         let fault = "--latents gives the noise of one picture: leave --count out";
         return Err(Stop::Usage(fault.into()));
     }
-    if args.seed.checked_add(u64::from(args.count - 1)).is_none() {
-        let fault = format!("--seed {} leaves no room for --count {}: take a smaller seed", args.seed, args.count);
+    if args.picture.seed.checked_add(u64::from(args.picture.count - 1)).is_none() {
+        let fault = format!(
+            "--seed {} leaves no room for --count {}: take a smaller seed",
+            args.picture.seed, args.picture.count
+        );
         return Err(Stop::Usage(fault));
     }
     Ok(())
@@ -71,9 +90,15 @@ fn check(args: &RenderArgs) -> Result<(), Stop> {
 
 /// One request for each picture, of `size`.
 fn requests(args: &RenderArgs, size: ImageSize) -> anyhow::Result<Vec<RenderRequest>> {
-    let last = args.seed + u64::from(args.count - 1);
+    let last = args.picture.seed + u64::from(args.picture.count - 1);
+    let first = request(&args.picture, size)?;
+    Ok((args.picture.seed..=last).map(|seed| RenderRequest { seed, ..first.clone() }).collect())
+}
+
+/// The request of the first picture, of `size`.
+pub(crate) fn request(args: &PictureArgs, size: ImageSize) -> anyhow::Result<RenderRequest> {
     let prompt = if args.prompt == "-" { standard_input()? } else { args.prompt.clone() };
-    let first = RenderRequest {
+    let request = RenderRequest {
         prompt,
         negative: args.negative.clone(),
         size,
@@ -82,8 +107,8 @@ fn requests(args: &RenderArgs, size: ImageSize) -> anyhow::Result<Vec<RenderRequ
         seed: args.seed,
         clean: args.clean.into(),
     };
-    first.check()?;
-    Ok((args.seed..=last).map(|seed| RenderRequest { seed, ..first.clone() }).collect())
+    request.check()?;
+    Ok(request)
 }
 
 fn standard_input() -> anyhow::Result<String> {
@@ -127,8 +152,8 @@ impl Job<'_> {
         let rendered = self.render(request, target, &mut meter)?;
         let model = self.model.model_id()?;
         let latents = self.noise.as_ref().map(|noise| noise.sha256.clone());
-        let metadata = Metadata::of(request, target.format.bit_depth(), model, latents);
-        let bytes = image_file::encode(&rendered, target.format, &metadata)?;
+        let metadata = Metadata::of(request, image::bit_depth(target.kind), model, latents);
+        let bytes = image::encode(&rendered, target.kind, &metadata)?;
         interrupt::check()?;
         let path = target.write(&bytes)?;
 

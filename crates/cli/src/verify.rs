@@ -12,12 +12,13 @@ use sha2::{Digest, Sha256};
 use crate::args::VerifyArgs;
 use crate::engine::Engine;
 use crate::exit::{Outcome, Stop};
-use crate::image_file::{self, Format, Stored};
 use crate::interrupt;
 use crate::latents::{Latents, hex};
-use crate::metadata::Metadata;
 use crate::progress::Meter;
 use crate::terminal;
+use plan::ArtifactKind;
+use worker::image::{self, Stored};
+use worker::metadata::Metadata;
 
 /// Renders the picture again and says whether its bytes are the same.
 pub(crate) fn run(args: VerifyArgs) -> anyhow::Result<Outcome> {
@@ -26,7 +27,7 @@ pub(crate) fn run(args: VerifyArgs) -> anyhow::Result<Outcome> {
         ErrorKind::NotFound => Stop::NotFound(format!("picture {shown}: {error}")).into(),
         _ => anyhow!("picture {shown}: {error}"),
     })?;
-    let stored = image_file::read(&bytes).map_err(|fault| anyhow!("picture {shown} {fault}"))?;
+    let stored = image::read(&bytes).map_err(|fault| anyhow!("picture {shown} {fault}"))?;
     let (again, metadata) = render_again(&args, &shown, &stored)?;
     let is_same = again == bytes;
     let differences = if is_same { Differences::default() } else { compare(&stored, &metadata, &bytes, &again) };
@@ -65,8 +66,8 @@ fn render_again(args: &VerifyArgs, shown: &str, stored: &Stored) -> anyhow::Resu
     })?;
     drop(meter);
     let sha256 = noise.map(|noise| noise.sha256);
-    let metadata = Metadata::of(&request, stored.format.bit_depth(), model.model_id()?, sha256);
-    Ok((image_file::encode(&rendered, stored.format, &metadata)?, metadata))
+    let metadata = Metadata::of(&request, image::bit_depth(stored.kind), model.model_id()?, sha256);
+    Ok((image::encode(&rendered, stored.kind, &metadata)?, metadata))
 }
 
 /// Refuses to compare pictures of different noise.
@@ -109,15 +110,15 @@ fn compare(stored: &Stored, again: &Metadata, old_bytes: &[u8], new_bytes: &[u8]
             line(format!("the {what} was {old} and is {new} here"));
         }
     }
-    match (values(stored.format, old_bytes), values(stored.format, new_bytes)) {
+    match (values(stored.kind, old_bytes), values(stored.kind, new_bytes)) {
         (Ok(old), Ok(new)) if old.len() == new.len() => {
             let off = old.iter().zip(&new).map(|(old, new)| (old - new).abs()).filter(|off| *off > 0.0);
             let (n_values, largest) = off.fold((0, 0.0_f64), |(n, largest), off| (n + 1, largest.max(off)));
-            let n_pixels = n_pixels_off(stored.format, &old, &new);
+            let n_pixels = n_pixels_off(stored.kind, &old, &new);
             if n_values == 0 {
                 line("all pixels are equal".into());
             } else {
-                let (of, unit) = (old.len() / 3, if stored.format == Format::Safetensors { "" } else { " levels" });
+                let (of, unit) = (old.len() / 3, if stored.kind == ArtifactKind::Safetensors { "" } else { " levels" });
                 line(format!("{n_pixels} of {of} pixels differ, by at most {largest}{unit}"));
             }
             (differences.n_values, differences.largest) = (n_values, largest);
@@ -129,19 +130,19 @@ fn compare(stored: &Stored, again: &Metadata, old_bytes: &[u8], new_bytes: &[u8]
 }
 
 /// The channels of a PNG's pixels lie together, those of a tensor in planes.
-fn n_pixels_off(format: Format, old: &[f64], new: &[f64]) -> usize {
+fn n_pixels_off(kind: ArtifactKind, old: &[f64], new: &[f64]) -> usize {
     let n_pixels = old.len() / 3;
     let is_off = |idx: usize| old[idx] != new[idx];
-    let channel = |pixel: usize, channel: usize| match format {
-        Format::Png(_) => 3 * pixel + channel,
-        Format::Safetensors => channel * n_pixels + pixel,
+    let channel = |pixel: usize, channel: usize| match kind {
+        ArtifactKind::Png8 | ArtifactKind::Png16 => 3 * pixel + channel,
+        ArtifactKind::Safetensors => channel * n_pixels + pixel,
     };
     (0..n_pixels).filter(|&pixel| (0..3).any(|idx| is_off(channel(pixel, idx)))).count()
 }
 
 /// The picture's values, in the order of the file.
-fn values(format: Format, bytes: &[u8]) -> anyhow::Result<Vec<f64>> {
-    let Format::Png(_) = format else {
+fn values(kind: ArtifactKind, bytes: &[u8]) -> anyhow::Result<Vec<f64>> {
+    let (ArtifactKind::Png8 | ArtifactKind::Png16) = kind else {
         let file = SafeTensors::deserialize(bytes).context("read the file")?;
         let image = file.tensor("image").context("find the tensor `image`")?;
         let chunks = image.data().chunks_exact(4);

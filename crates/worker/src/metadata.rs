@@ -7,47 +7,57 @@ use plan::{Clean, RenderRequest};
 use serde::{Deserialize, Serialize};
 
 /// Name of the chunk or header entry that holds the metadata.
-pub(crate) const KEYWORD: &str = "fresco";
+pub const KEYWORD: &str = "fresco";
 /// Nothing was approximated.
-pub(crate) const EXACT_PLAN: &str = "exact";
+pub const EXACT_PLAN: &str = "exact";
 
 /// The metadata of one picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Metadata {
-    pub(crate) prompt: String,
-    pub(crate) negative: String,
-    pub(crate) seed: u64,
+pub struct Metadata {
+    /// The prompt as typed.
+    pub prompt: String,
+    /// The negative prompt as typed.
+    pub negative: String,
+    /// Seed of the noise.
+    pub seed: u64,
     /// `WIDTHxHEIGHT`.
-    pub(crate) size: String,
-    pub(crate) steps: u32,
-    pub(crate) guidance: f64,
+    pub size: String,
+    /// Denoising steps.
+    pub steps: u32,
+    /// Guidance weight.
+    pub guidance: f64,
     /// `none` or `basic`.
-    pub(crate) clean: String,
+    pub clean: String,
     /// Of a PNG.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) bit_depth: Option<u8>,
-    pub(crate) model: ModelId,
+    pub bit_depth: Option<u8>,
+    /// Which weights.
+    pub model: ModelId,
     /// Of the program.
-    pub(crate) version: String,
-    pub(crate) numeric_class: String,
-    pub(crate) plan: String,
-    pub(crate) approximations: Vec<String>,
+    pub version: String,
+    /// Machines whose bytes are equal.
+    pub numeric_class: String,
+    /// How it was made; `exact`, or a name.
+    pub plan: String,
+    /// What was approximated.
+    pub approximations: Vec<String>,
     /// Of the initial noise, if it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) latents_sha256: Option<String>,
+    pub latents_sha256: Option<String>,
 }
 
 /// Which weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ModelId {
-    pub(crate) name: String,
+pub struct ModelId {
+    /// Name of the model.
+    pub name: String,
     /// Over all weight files.
-    pub(crate) sha256: String,
+    pub sha256: String,
 }
 
 impl Metadata {
     /// The metadata of `request`, rendered by this program on this machine.
-    pub(crate) fn of(request: &RenderRequest, bit_depth: Option<u8>, model: ModelId, latents: Option<String>) -> Self {
+    pub fn of(request: &RenderRequest, bit_depth: Option<u8>, model: ModelId, latents: Option<String>) -> Self {
         Self {
             prompt: request.prompt.clone(),
             negative: request.negative.clone(),
@@ -69,8 +79,11 @@ impl Metadata {
         }
     }
 
-    /// The request to render the picture again, or what this program cannot repeat.
-    pub(crate) fn request(&self) -> Result<RenderRequest, String> {
+    /// The request to render the picture again.
+    ///
+    /// # Errors
+    /// If this program cannot repeat it.
+    pub fn request(&self) -> Result<RenderRequest, String> {
         if self.plan != EXACT_PLAN || !self.approximations.is_empty() {
             return Err(format!("it was rendered by the plan `{}`, which cannot be repeated here", self.plan));
         }
@@ -93,12 +106,15 @@ impl Metadata {
     }
 
     /// One line of JSON.
-    pub(crate) fn json(&self) -> serde_json::Result<String> {
+    ///
+    /// # Errors
+    /// If a value has no JSON.
+    pub fn json(&self) -> serde_json::Result<String> {
         serde_json::to_string(self)
     }
 
     /// The text that image tools read from a chunk named `parameters`.
-    pub(crate) fn parameters(&self) -> String {
+    pub fn parameters(&self) -> String {
         let mut text = format!("{}\n", self.prompt);
         if !self.negative.is_empty() {
             text += &format!("Negative prompt: {}\n", self.negative);

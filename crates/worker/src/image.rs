@@ -1,6 +1,6 @@
 //! Pictures as the bytes of a file, and their metadata back from those bytes.
 //!
-//! Leaves out where the bytes go; that is `output`'s.
+//! Leaves out where the bytes go.
 
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -8,49 +8,45 @@ use std::io::Cursor;
 use anyhow::{Context, ensure};
 use candle_core::Tensor;
 use model::Rendered;
+use plan::ArtifactKind;
+pub use png::BitDepth;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::args::BitDepth;
 use crate::metadata::{KEYWORD, Metadata};
 
-/// What kind of file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
-    Png(BitDepth),
-    /// `latents` `[1, 4, h, w]`, `image` `[1, 3, H, W]` in 0..1 and the text `embeds`, all f32.
-    Safetensors,
-}
-
-impl Format {
-    /// Bits per channel, as the metadata says them.
-    pub(crate) fn bit_depth(self) -> Option<u8> {
-        match self {
-            Self::Png(BitDepth::Eight) => Some(8),
-            Self::Png(BitDepth::Sixteen) => Some(16),
-            Self::Safetensors => None,
-        }
+/// Bits per channel of a PNG, as the metadata says them.
+pub fn bit_depth(kind: ArtifactKind) -> Option<u8> {
+    match kind {
+        ArtifactKind::Png8 => Some(8),
+        ArtifactKind::Png16 => Some(16),
+        ArtifactKind::Safetensors => None,
     }
 }
 
-/// The file of a finished picture.
-pub(crate) fn encode(rendered: &Rendered, format: Format, metadata: &Metadata) -> anyhow::Result<Vec<u8>> {
-    match format {
-        Format::Png(bit_depth) => encode_png(&rendered.image, bit_depth, Some(metadata)),
-        Format::Safetensors => encode_safetensors(rendered, metadata),
+/// The file of a finished picture. Safetensors hold `latents` `[1, 4, h, w]`, `image` `[1, 3, H, W]` in 0..1 and
+/// the text `embeds`, all f32.
+///
+/// # Errors
+/// If the picture has not the shape of one.
+pub fn encode(rendered: &Rendered, kind: ArtifactKind, metadata: &Metadata) -> anyhow::Result<Vec<u8>> {
+    match kind {
+        ArtifactKind::Png8 => encode_png(&rendered.image, BitDepth::Eight, Some(metadata)),
+        ArtifactKind::Png16 => encode_png(&rendered.image, BitDepth::Sixteen, Some(metadata)),
+        ArtifactKind::Safetensors => encode_safetensors(rendered, metadata),
     }
 }
 
 /// A PNG of `image` `[1, 3, height, width]` f32 in 0..1.
-pub(crate) fn encode_png(image: &Tensor, bit_depth: BitDepth, metadata: Option<&Metadata>) -> anyhow::Result<Vec<u8>> {
+///
+/// # Errors
+/// If it has not the shape of a picture.
+pub fn encode_png(image: &Tensor, bit_depth: BitDepth, metadata: Option<&Metadata>) -> anyhow::Result<Vec<u8>> {
     let (_, channels, height_px, width_px) = image.dims4()?;
     ensure!(channels == 3, "a picture has three channels, this one {channels}");
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, u32::try_from(width_px)?, u32::try_from(height_px)?);
     encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(match bit_depth {
-        BitDepth::Eight => png::BitDepth::Eight,
-        BitDepth::Sixteen => png::BitDepth::Sixteen,
-    });
+    encoder.set_depth(bit_depth);
     if let Some(metadata) = metadata {
         encoder.add_itxt_chunk(KEYWORD.into(), metadata.json()?)?;
         let (keyword, text) = ("parameters".to_owned(), metadata.parameters());
@@ -74,9 +70,7 @@ fn samples(image: &Tensor, bit_depth: BitDepth) -> anyhow::Result<Vec<u8>> {
         let pixels = (0..n_pixels).flat_map(|idx| [0, 1, 2].map(|channel| values[channel * n_pixels + idx]));
         match bit_depth {
             BitDepth::Eight => pixels.map(|value| (value * 255.0).round_ties_even() as u8).collect(),
-            BitDepth::Sixteen => {
-                pixels.flat_map(|value| ((value * 65535.0).round_ties_even() as u16).to_be_bytes()).collect()
-            }
+            _ => pixels.flat_map(|value| ((value * 65535.0).round_ties_even() as u16).to_be_bytes()).collect(),
         }
     });
     interleaved.context("read the picture's values")
@@ -99,13 +93,18 @@ fn encode_safetensors(rendered: &Rendered, metadata: &Metadata) -> anyhow::Resul
 
 /// What a file of ours says about itself.
 #[derive(Debug)]
-pub(crate) struct Stored {
-    pub(crate) format: Format,
-    pub(crate) metadata: Metadata,
+pub struct Stored {
+    /// How it is written.
+    pub kind: ArtifactKind,
+    /// What it says.
+    pub metadata: Metadata,
 }
 
 /// Reads the metadata of a picture, or says why there is none.
-pub(crate) fn read(bytes: &[u8]) -> Result<Stored, String> {
+///
+/// # Errors
+/// If the file is no picture of ours.
+pub fn read(bytes: &[u8]) -> Result<Stored, String> {
     const PNG_MARK: &[u8] = b"\x89PNG";
     let (json, is_png) = if bytes.starts_with(PNG_MARK) {
         (png_metadata(bytes)?, true)
@@ -116,12 +115,12 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Stored, String> {
     let json = json.ok_or("holds no metadata of fresco: it was not rendered by it, or a tool has removed them")?;
     let metadata: Metadata =
         serde_json::from_str(&json).map_err(|error| format!("holds metadata that cannot be read: {error}"))?;
-    let format = match (is_png, metadata.bit_depth) {
-        (false, _) => Format::Safetensors,
-        (true, Some(16)) => Format::Png(BitDepth::Sixteen),
-        (true, _) => Format::Png(BitDepth::Eight),
+    let kind = match (is_png, metadata.bit_depth) {
+        (false, _) => ArtifactKind::Safetensors,
+        (true, Some(16)) => ArtifactKind::Png16,
+        (true, _) => ArtifactKind::Png8,
     };
-    Ok(Stored { format, metadata })
+    Ok(Stored { kind, metadata })
 }
 
 fn png_metadata(bytes: &[u8]) -> Result<Option<String>, String> {

@@ -1,0 +1,229 @@
+//! Flags of the roles of a farm and of its clients.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::BoolishValueParser;
+
+use super::{PictureArgs, Threads};
+
+/// Where the coordinator listens unless it is told otherwise.
+const COORDINATOR: &str = "http://127.0.0.1:7400";
+const LISTEN: &str = "127.0.0.1:7400";
+
+/// Which farm.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Farm {
+    /// The farm's coordinator
+    #[arg(long, env = "FRESCO_COORDINATOR", value_name = "URL", default_value = COORDINATOR)]
+    pub(crate) coordinator: String,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco serve
+  fresco serve --workers 4 --threads 2 --data /srv/fresco --listen 0.0.0.0:7400")]
+pub(crate) struct ServeArgs {
+    /// Where clients and further workers reach it
+    #[arg(long, env = "FRESCO_LISTEN", value_name = "ADDRESS", default_value = LISTEN)]
+    pub(crate) listen: SocketAddr,
+
+    /// Folder of the store, checkpoints and finished pictures
+    #[arg(long, env = "FRESCO_DATA", value_name = "DIR", default_value = "fresco-data")]
+    pub(crate) data: PathBuf,
+
+    /// Model the workers offer, a folder or a name; may be given several times
+    #[arg(
+        long = "model",
+        env = "FRESCO_MODEL",
+        value_name = "DIR|NAME",
+        default_value = "demo",
+        value_delimiter = ','
+    )]
+    pub(crate) models: Vec<String>,
+
+    /// Workers in this process
+    #[arg(long, env = "FRESCO_WORKERS", value_name = "N", default_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u16).range(0..=64))]
+    pub(crate) workers: u16,
+
+    #[command(flatten)]
+    pub(crate) threads: Threads,
+
+    #[command(flatten)]
+    pub(crate) lease: Lease,
+}
+
+/// How patient a coordinator is.
+#[derive(Debug, Args)]
+pub(crate) struct Lease {
+    /// A worker that is silent for this long has lost its work
+    #[arg(long, env = "FRESCO_LEASE_TTL_MS", value_name = "MS", default_value = "3000")]
+    #[arg(value_parser = clap::value_parser!(u64).range(100..=600_000))]
+    pub(crate) lease_ttl_ms: u64,
+}
+
+/// Flags of `coordinator`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco coordinator --listen 0.0.0.0:7400 --store redb:/srv/fresco/store.redb --artifacts file:/srv/fresco/artifacts")]
+pub(crate) struct CoordinatorArgs {
+    /// Where clients and workers reach it
+    #[arg(long, env = "FRESCO_LISTEN", value_name = "ADDRESS", default_value = LISTEN)]
+    pub(crate) listen: SocketAddr,
+
+    /// Where jobs are written down: redb:PATH, a file of this process's own
+    #[arg(long, env = "FRESCO_STORE", value_name = "STORE", default_value = "redb:fresco-data/store.redb")]
+    #[arg(value_parser = store)]
+    pub(crate) store: PathBuf,
+
+    /// Where finished pictures go: file:DIR
+    #[arg(long, env = "FRESCO_ARTIFACTS", value_name = "PLACE", default_value = "file:fresco-data/artifacts")]
+    #[arg(value_parser = artifacts)]
+    pub(crate) artifacts: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) lease: Lease,
+}
+
+fn store(text: &str) -> Result<PathBuf, String> {
+    match text.split_once(':') {
+        Some(("redb", path)) if !path.is_empty() => Ok(path.into()),
+        _ => Err("redb:PATH is needed, such as redb:fresco-data/store.redb".into()),
+    }
+}
+
+fn artifacts(text: &str) -> Result<PathBuf, String> {
+    match text.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => Ok(path.into()),
+        _ => Err("file:DIR is needed, such as file:fresco-data/artifacts".into()),
+    }
+}
+
+/// Flags of `worker`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco worker --coordinator http://10.0.0.1:7400 --listen 10.0.0.2:7401
+  fresco worker --threads 8 --model /models/PixArt-Sigma-XL-2-1024-MS --name render-07
+
+SIGTERM hands its work over at the next step boundary and ends it; a second one ends it at once.")]
+pub(crate) struct WorkerArgs {
+    #[command(flatten)]
+    pub(crate) farm: Farm,
+
+    /// Model it offers, a folder or a name; may be given several times
+    #[arg(
+        long = "model",
+        env = "FRESCO_MODEL",
+        value_name = "DIR|NAME",
+        default_value = "demo",
+        value_delimiter = ','
+    )]
+    pub(crate) models: Vec<String>,
+
+    /// Name, unique in the farm [default: host name and process number]
+    #[arg(long, env = "FRESCO_WORKER_NAME", value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Where other workers reach it; port 0 takes a free one
+    #[arg(long, env = "FRESCO_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+
+    /// Address it gives to other workers [default: where it listens]
+    #[arg(long, env = "FRESCO_ADVERTISE", value_name = "URL")]
+    pub(crate) advertise: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) threads: Threads,
+}
+
+/// Flags of `submit`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco submit \"desert dunes at night\" --size 256x256 --steps 12
+  fresco submit \"a calm sea at dawn\" --count 16 --wait
+  fresco submit - --request-id shot-042 --json < prompt.txt   # again: the same job")]
+pub(crate) struct SubmitArgs {
+    #[command(flatten)]
+    pub(crate) picture: PictureArgs,
+
+    #[command(flatten)]
+    pub(crate) farm: Farm,
+
+    /// A name of your choice: the same name and flags give the same job, however often it is submitted
+    #[arg(long, env = "FRESCO_REQUEST_ID", value_name = "ID", default_value = "", hide_default_value = true)]
+    pub(crate) request_id: String,
+
+    /// Wait until the job is over
+    #[arg(long)]
+    pub(crate) wait: bool,
+
+    /// Print one JSON object
+    #[arg(long, env = "FRESCO_JSON", value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+}
+
+/// One job of a farm.
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job's id
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+
+    #[command(flatten)]
+    pub(crate) farm: Farm,
+
+    /// Print one JSON object
+    #[arg(long, env = "FRESCO_JSON", value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+}
+
+/// Flags of `list`.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) farm: Farm,
+
+    /// Most jobs to show
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) limit: u32,
+
+    /// Print one JSON object a line
+    #[arg(long, env = "FRESCO_JSON", value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+}
+
+/// Flags of `watch`.
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+
+    /// Go on behind this revision, as an earlier `watch` printed it
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) after_revision: u64,
+}
+
+/// Flags of `download`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco download 0199… --out sea.png        # one image; several get their numbers: sea-0.png, sea-1.png …")]
+pub(crate) struct DownloadArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+
+    /// Where the picture goes [default: the job's id]
+    #[arg(long, env = "FRESCO_OUT", value_name = "PATH")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Replace files that exist
+    #[arg(long, env = "FRESCO_FORCE", value_parser = BoolishValueParser::new())]
+    pub(crate) force: bool,
+}

@@ -1,0 +1,210 @@
+//! The roles of a farm: `serve`, `coordinator`, `worker`, and the farm `render --workers` keeps to itself.
+//!
+//! Leaves out what the roles do: `coordinator` and `worker` are crates. Here are their threads, signals and ends.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use coordinator::Coordinator;
+use fabric::grpc::{Port, PortConfig};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use worker::models::Models;
+use worker::{Shutdown, Worker};
+
+use crate::args::{CoordinatorArgs, ServeArgs, WorkerArgs};
+use crate::engine::n_threads;
+use crate::exit::{Outcome, Stop};
+use crate::models;
+use crate::progress::Wait;
+use crate::terminal;
+
+/// Coordinator and workers in one process, until told to stop.
+pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
+    let offered = open_models(&args.models)?;
+    let port = Arc::new(bind(SocketAddr::new(args.listen.ip(), 0))?);
+    let threads = n_threads(&args.threads);
+    runtime()?.block_on(async {
+        let coordinator = Coordinator::build(coordinator::Config {
+            listen: args.listen,
+            store: args.data.join("store.redb"),
+            artifacts: args.data.join("artifacts"),
+            lease_ttl_ms: args.lease.lease_ttl_ms,
+        })
+        .await?;
+        let address = coordinator.address()?;
+        terminal::note(&format!("serving on http://{address}, data in {}", args.data.display()));
+        let shutdown = on_signals()?;
+        let mut workers = start_workers(address, args.workers, threads, &offered, &port, &shutdown)?;
+        let mut drained = shutdown.clone();
+        let end = async move {
+            drop(drained.wait_for(|shutdown| *shutdown != Shutdown::No).await);
+            // The workers hand over first; they need the coordinator for that.
+            while let Some(ended) = workers.join_next().await {
+                if let Ok(Err(error)) = ended {
+                    tracing::error!("{error:#}");
+                }
+            }
+        };
+        coordinator.run(end).await?;
+        Ok(Outcome::Done)
+    })
+}
+
+/// A coordinator alone, until told to stop.
+pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Outcome> {
+    runtime()?.block_on(async {
+        let coordinator = Coordinator::build(coordinator::Config {
+            listen: args.listen,
+            store: args.store,
+            artifacts: args.artifacts,
+            lease_ttl_ms: args.lease.lease_ttl_ms,
+        })
+        .await?;
+        terminal::note(&format!("coordinating on http://{}", coordinator.address()?));
+        let mut shutdown = on_signals()?;
+        let end = async move { drop(shutdown.wait_for(|shutdown| *shutdown != Shutdown::No).await) };
+        coordinator.run(end).await?;
+        Ok(Outcome::Done)
+    })
+}
+
+/// A worker, until it has drained.
+pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
+    let offered = open_models(&args.models)?;
+    let port = Arc::new(bind(args.listen)?);
+    let name = args.name.unwrap_or_else(|| {
+        format!("{}-{}", sysinfo::System::host_name().unwrap_or_else(|| "worker".into()), std::process::id())
+    });
+    let address = args.advertise.unwrap_or_else(|| port.address().to_owned());
+    let config =
+        worker::Config { name, coordinator: args.farm.coordinator, address, threads: n_threads(&args.threads) };
+    runtime()?.block_on(async {
+        let shutdown = on_signals()?;
+        Worker::new(config, offered, port)?.run(shutdown).await?;
+        Ok(Outcome::Done)
+    })
+}
+
+/// A farm for one command: it ends with it, and nothing is left behind.
+pub(crate) struct PrivateFarm {
+    runtime: Runtime,
+    address: SocketAddr,
+    stop: watch::Sender<Shutdown>,
+    _data: tempfile::TempDir,
+}
+
+impl PrivateFarm {
+    /// Starts a coordinator and `n_workers` workers of `threads` cores each over loopback.
+    pub(crate) fn start(model: &Path, base: Option<&Path>, n_workers: u16, threads: usize) -> anyhow::Result<Self> {
+        let offered = {
+            let _wait = Wait::start("reading the weights");
+            worker::open_models(&[(model.to_owned(), base.map(Path::to_owned))])?
+        };
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let port = Arc::new(bind(any)?);
+        let data = tempfile::tempdir().context("make a temporary folder")?;
+        let runtime = runtime()?;
+        let (stop, stopped) = watch::channel(Shutdown::No);
+        let address = runtime.block_on(async {
+            let coordinator = Coordinator::build(coordinator::Config {
+                listen: any,
+                store: data.path().join("store.redb"),
+                artifacts: data.path().join("artifacts"),
+                lease_ttl_ms: 30_000,
+            })
+            .await?;
+            let address = coordinator.address()?;
+            let mut workers = start_workers(address, n_workers, threads, &offered, &port, &stopped)?;
+            let mut ended = stopped.clone();
+            tokio::spawn(coordinator.run(async move { drop(ended.wait_for(|end| *end != Shutdown::No).await) }));
+            tokio::spawn(async move {
+                while let Some(ended) = workers.join_next().await {
+                    if let Ok(Err(error)) = ended {
+                        tracing::error!("{error:#}");
+                    }
+                }
+            });
+            anyhow::Ok(address)
+        })?;
+        Ok(Self { runtime, address, stop, _data: data })
+    }
+
+    /// Where its coordinator is.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
+impl Drop for PrivateFarm {
+    fn drop(&mut self) {
+        self.stop.send_replace(Shutdown::Now);
+    }
+}
+
+fn start_workers(
+    coordinator: SocketAddr,
+    n_workers: u16,
+    threads: usize,
+    offered: &Arc<Models>,
+    port: &Arc<Port>,
+    shutdown: &watch::Receiver<Shutdown>,
+) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
+    // A listener on every address is reached by this process through its own.
+    let ip = if coordinator.ip().is_unspecified() { [127, 0, 0, 1].into() } else { coordinator.ip() };
+    let mut workers = JoinSet::new();
+    for idx in 1..=n_workers {
+        let config = worker::Config {
+            name: format!("local-{idx}"),
+            coordinator: format!("http://{}", SocketAddr::new(ip, coordinator.port())),
+            address: port.address().to_owned(),
+            threads: threads.div_ceil(usize::from(n_workers)),
+        };
+        workers.spawn(Worker::new(config, Arc::clone(offered), Arc::clone(port))?.run(shutdown.clone()));
+    }
+    Ok(workers)
+}
+
+fn open_models(asked: &[String]) -> anyhow::Result<Arc<Models>> {
+    let find = |model: &String| Ok((models::find(model)?, None));
+    let folders = asked.iter().map(find).collect::<Result<Vec<(PathBuf, Option<PathBuf>)>, Stop>>()?;
+    let _wait = Wait::start("reading the weights");
+    worker::open_models(&folders)
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<Port> {
+    let bound = Port::bind(&format!("http://{address}"), PortConfig::default());
+    bound.context("open the port for other workers")
+}
+
+pub(crate) fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start threads")
+}
+
+/// The first SIGTERM or Ctrl-C asks to hand over, the second to end at once.
+fn on_signals() -> anyhow::Result<watch::Receiver<Shutdown>> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
+    let (told, shutdown) = watch::channel(Shutdown::No);
+    tokio::spawn(async move {
+        for wants in [Shutdown::Drain, Shutdown::Now] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if wants == Shutdown::Drain {
+                tracing::warn!("handing over at the next step boundary; once more ends at once");
+            }
+            told.send_replace(wants);
+        }
+    });
+    Ok(shutdown)
+}

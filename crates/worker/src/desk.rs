@@ -1,0 +1,186 @@
+//! Where a rank at work and its session meet: flags going in, rows and reports coming out.
+//!
+//! A rank does not begin a step before the rows behind the last one are kept, or a kill could cost two steps;
+//! but it goes on while the coordinator is away, and then only the newest rows matter.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fabric::grpc::Port;
+use parallel::{StepRows, StepTime, Watch};
+use plan::{Epoch, Rank, StepIdx};
+use tokio::sync::{Notify, mpsc};
+use wire::v1;
+
+/// One part's desk.
+pub(crate) struct Desk {
+    pub(crate) epoch: Epoch,
+    pub(crate) rank: Rank,
+    port: Arc<Port>,
+    reports: mpsc::Sender<v1::session_request::Message>,
+    n_steps_done: AtomicUsize,
+    stops: AtomicBool,
+    is_cancelled: AtomicBool,
+    is_decoding: AtomicBool,
+    /// Whether the coordinator can be reached.
+    is_connected: Arc<AtomicBool>,
+    rows: Mutex<Rows>,
+    /// Rows were kept, or nobody waits for them any more.
+    kept: Condvar,
+    /// Rows are there to be sent, or the part was cancelled.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Rows {
+    next: Option<StepRows>,
+    is_sending: bool,
+}
+
+impl Desk {
+    pub(crate) fn new(
+        (epoch, rank): (Epoch, Rank),
+        n_steps_done: usize,
+        port: Arc<Port>,
+        reports: mpsc::Sender<v1::session_request::Message>,
+        is_connected: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            epoch,
+            rank,
+            port,
+            reports,
+            n_steps_done: AtomicUsize::new(n_steps_done),
+            stops: AtomicBool::new(false),
+            is_cancelled: AtomicBool::new(false),
+            is_decoding: AtomicBool::new(false),
+            is_connected,
+            rows: Mutex::default(),
+            kept: Condvar::new(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Steps this rank took or began behind.
+    pub(crate) fn n_steps_done(&self) -> usize {
+        self.n_steps_done.load(Ordering::SeqCst)
+    }
+
+    /// The ranks are to stop before the next step; heeded on rank 0.
+    pub(crate) fn stop(&self) {
+        self.stops.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the part at once, whatever it waits for.
+    pub(crate) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        self.port.abort(self.epoch);
+        self.changed.notify_one();
+        drop(self.rows());
+        self.kept.notify_all();
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Tells the coordinator, now or when it is back.
+    pub(crate) fn report(&self, message: v1::session_request::Message) {
+        if let Err(error) = self.reports.blocking_send(message) {
+            tracing::debug!(%error, "the session is over");
+        }
+    }
+
+    /// The next rows to send; none when the part was cancelled.
+    pub(crate) async fn next_rows(&self) -> Option<StepRows> {
+        loop {
+            if self.is_cancelled() {
+                return None;
+            }
+            {
+                let mut rows = self.rows();
+                rows.is_sending = rows.next.is_some();
+                if let Some(next) = rows.next.take() {
+                    return Some(next);
+                }
+            }
+            self.kept.notify_all();
+            self.changed.notified().await;
+        }
+    }
+
+    /// Whether newer rows make those being sent useless.
+    pub(crate) fn has_newer_rows(&self) -> bool {
+        self.rows().next.is_some()
+    }
+
+    /// Waits until all rows are kept. False if the part was cancelled.
+    pub(crate) fn wait_until_kept(&self) -> bool {
+        let mut rows = self.rows();
+        while (rows.is_sending || rows.next.is_some()) && !self.is_cancelled() {
+            rows = self.wait(rows);
+        }
+        !self.is_cancelled()
+    }
+
+    fn put(&self, new: StepRows) {
+        let mut rows = self.rows();
+        while (rows.is_sending || rows.next.is_some())
+            && self.is_connected.load(Ordering::SeqCst)
+            && !self.is_cancelled()
+        {
+            rows = self.wait(rows);
+        }
+        rows.next = Some(new);
+        drop(rows);
+        self.changed.notify_one();
+    }
+
+    /// Wakes up now and then, since a connection that breaks tells nobody here.
+    fn wait<'a>(&self, rows: MutexGuard<'a, Rows>) -> MutexGuard<'a, Rows> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(100);
+        self.kept.wait_timeout(rows, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flow(&self) -> ControlFlow<()> {
+        if self.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl Watch for Desk {
+    fn takes(&self, _step: StepIdx) -> bool {
+        !self.stops.load(Ordering::SeqCst)
+    }
+
+    fn step_done(&self, n_steps_done: usize, rows: Option<StepRows>, time: StepTime) -> ControlFlow<()> {
+        if let Some(rows) = rows {
+            self.put(rows);
+        }
+        self.n_steps_done.store(n_steps_done, Ordering::SeqCst);
+        self.report(v1::session_request::Message::StepTaken(v1::StepTaken {
+            epoch: self.epoch.0,
+            rank: self.rank.0.into(),
+            n_steps_done: n_steps_done as u32,
+            compute_ms: time.compute_ms,
+            wait_ms: time.wait_ms,
+        }));
+        self.flow()
+    }
+
+    fn decode_done(&self, _done: usize, _total: usize) -> ControlFlow<()> {
+        if self.rank == Rank(0) && !self.is_decoding.swap(true, Ordering::SeqCst) {
+            self.report(v1::session_request::Message::Decoding(v1::Decoding { epoch: self.epoch.0 }));
+        }
+        self.flow()
+    }
+
+    fn give_up(&self) {
+        self.port.abort(self.epoch);
+    }
+}

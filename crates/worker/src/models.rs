@@ -1,0 +1,80 @@
+//! The models a worker offers, and which of them are in memory.
+//!
+//! Weights are mapped, and shared by all workers of a process. A model's networks are laid out at its first use
+//! and stay; the text encoder goes after each use.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, anyhow};
+use model::{ModelFolder, RenderError, Renderer};
+use plan::{ModelFacts, ModelId};
+
+/// Models by name.
+pub struct Models {
+    all: BTreeMap<String, Offered>,
+}
+
+struct Offered {
+    facts: ModelFacts,
+    folder: Arc<ModelFolder>,
+    renderer: Mutex<Option<Arc<Renderer>>>,
+}
+
+impl Models {
+    /// Opens folders, each with the folder that gives the parts it lacks, and hashes their weights.
+    ///
+    /// # Errors
+    /// If a folder is at fault; every fault is a line.
+    pub fn open(folders: &[(PathBuf, Option<PathBuf>)]) -> anyhow::Result<Self> {
+        let mut all = BTreeMap::new();
+        for (dir, base) in folders {
+            let folder = ModelFolder::open(dir, base.as_deref()).map_err(|error| {
+                let lines: Vec<String> =
+                    error.faults.iter().map(|fault| format!("model {}: {fault}", dir.display())).collect();
+                anyhow!(lines.join("\n"))
+            })?;
+            let name = folder.name().to_owned();
+            let hash = || format!("model {}: read the weights to hash them", dir.display());
+            let weights_sha256 = folder.weights_sha256().with_context(hash)?;
+            let spec = folder.spec();
+            let facts = ModelFacts {
+                id: ModelId { name: name.clone(), weights_sha256 },
+                kv_ratio: spec.dit.kv_compress.as_ref().map_or(1, |kv| kv.ratio),
+                vae_factor: spec.vae.factor(),
+            };
+            let offered = Offered { facts, folder: Arc::new(folder), renderer: Mutex::default() };
+            if all.insert(name.clone(), offered).is_some() {
+                return Err(anyhow!("two models are called `{name}`: give each folder a name of its own"));
+            }
+        }
+        Ok(Self { all })
+    }
+
+    /// What placing needs to know of each.
+    pub fn facts(&self) -> impl Iterator<Item = &ModelFacts> {
+        self.all.values().map(|offered| &offered.facts)
+    }
+
+    /// The model's folder.
+    pub fn folder(&self, name: &str) -> Option<&Arc<ModelFolder>> {
+        self.all.get(name).map(|offered| &offered.folder)
+    }
+
+    /// The networks of `id`, laid out if this is their first use.
+    ///
+    /// # Errors
+    /// If there is no such model or a weight is not finite.
+    pub(crate) fn renderer(&self, id: &ModelId) -> Result<Arc<Renderer>, RenderError> {
+        let unknown = || RenderError::Prompt(format!("this worker has no model `{}` of those weights", id.name));
+        let offered = self.all.get(&id.name).filter(|offered| offered.facts.id == *id).ok_or_else(unknown)?;
+        let mut loaded = offered.renderer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(renderer) = &*loaded {
+            return Ok(Arc::clone(renderer));
+        }
+        let renderer = Arc::new(Renderer::load(Arc::clone(&offered.folder))?);
+        *loaded = Some(Arc::clone(&renderer));
+        Ok(renderer)
+    }
+}

@@ -1,0 +1,120 @@
+//! One part from its assignment to its report, on a thread of its own.
+
+use std::sync::Arc;
+
+use fabric::grpc::Port;
+use parallel::{Outcome, RankError, Seat, Start};
+use plan::{Assignment, Cause, Exchange, Pace};
+use rayon::ThreadPool;
+use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
+use tonic::transport::Channel;
+use wire::v1;
+use wire::v1::session_request::Message;
+
+use crate::checkpoint;
+use crate::desk::Desk;
+use crate::image;
+use crate::metadata::{self, Metadata};
+use crate::models::Models;
+use crate::upload;
+
+/// What a part is made with.
+#[derive(Clone)]
+pub(crate) struct Tools {
+    pub(crate) models: Arc<Models>,
+    pub(crate) port: Arc<Port>,
+    pub(crate) channel: Channel,
+    pub(crate) pools: Arc<[ThreadPool; 2]>,
+    pub(crate) runtime: Handle,
+}
+
+/// Why a part ended without its work.
+struct Fault {
+    cause: Cause,
+    message: String,
+    blamed: Option<u32>,
+}
+
+impl From<RankError> for Fault {
+    fn from(error: RankError) -> Self {
+        let blamed = error.blamed().map(|rank| rank.0.into());
+        Self { cause: error.cause(), message: error.to_string(), blamed }
+    }
+}
+
+/// Does the part and reports how it ended; says nothing of a part that was dropped.
+pub(crate) fn run(tools: &Tools, assignment: &Assignment, desk: &Arc<Desk>) {
+    let keeping = tools.runtime.spawn({
+        let (channel, desk) = (tools.channel.clone(), Arc::clone(desk));
+        async move { checkpoint::keep_rows(channel, &desk).await }
+    });
+    match work(tools, assignment, desk) {
+        Ok(Some(message)) => desk.report(message),
+        Ok(None) => {}
+        Err(_) if desk.is_cancelled() => {}
+        Err(fault) => desk.report(Message::Failed(v1::Failed {
+            epoch: assignment.epoch.0,
+            cause: wire::convert::cause_of(fault.cause).into(),
+            message: fault.message,
+            blamed: fault.blamed,
+            n_steps_done: desk.n_steps_done() as u32,
+        })),
+    }
+    desk.wait_until_kept();
+    keeping.abort();
+}
+
+fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Message>, Fault> {
+    let renderer = tools.models.renderer(&assignment.model).map_err(RankError::from)?;
+    let spec = renderer.folder().spec();
+    let latent = assignment.request.size.latent(spec.vae.factor());
+    let start = if assignment.n_steps_done == 0 {
+        Start::Seed
+    } else {
+        let fetched = checkpoint::fetch(tools.channel.clone(), assignment.epoch, latent);
+        tools.runtime.block_on(fetched).map_err(|status| Fault {
+            cause: Cause::Peer,
+            message: format!("the checkpoint behind step {} did not come: {status}", assignment.n_steps_done),
+            blamed: None,
+        })?
+    };
+    let peers = assignment.peers.iter().map(|peer| peer.address.clone()).collect();
+    let fabric = tools.port.open(assignment.epoch, image_hash(assignment), assignment.rank, peers);
+    let n_bands = assignment.mesh.bands().len();
+    let exchanges = Exchange::for_blocks(&spec.dit, latent.tokens().n_tokens(), n_bands, Pace::default());
+    let seat = Seat { renderer: &renderer, assignment, fabric: &*fabric, exchanges: &exchanges, pools: &tools.pools };
+    match seat.run(start, desk)? {
+        Outcome::Stopped { n_steps_done } => {
+            let stopped = v1::Stopped { epoch: assignment.epoch.0, n_steps_done: n_steps_done as u32 };
+            // Only what is kept can be gone on from.
+            Ok(desk.wait_until_kept().then_some(Message::Stopped(stopped)))
+        }
+        Outcome::Done(None) => Ok(None),
+        Outcome::Done(Some(rendered)) => {
+            let model = metadata::ModelId {
+                name: assignment.model.name.clone(),
+                sha256: assignment.model.weights_sha256.clone(),
+            };
+            let kind = assignment.artifact;
+            let metadata = Metadata::of(&assignment.request, image::bit_depth(kind), model, None);
+            let bytes = image::encode(&rendered, kind, &metadata).map_err(|error| Fault {
+                cause: Cause::Bug,
+                message: format!("the picture could not be written: {error:#}"),
+                blamed: None,
+            })?;
+            drop(rendered);
+            let artifact = upload::hand_in(tools.channel.clone(), desk, bytes.into(), kind);
+            let artifact = tools.runtime.block_on(artifact);
+            Ok(artifact.map(|artifact| {
+                Message::Finished(v1::Finished { epoch: assignment.epoch.0, artifact: Some(artifact) })
+            }))
+        }
+    }
+}
+
+/// Tells images apart on the wire.
+fn image_hash(assignment: &Assignment) -> u64 {
+    let digest = Sha256::digest(assignment.image.to_string());
+    digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
+}

@@ -1,0 +1,269 @@
+//! A worker's stay with its coordinator: join, keep the lease, pass on what comes and what goes.
+//!
+//! A session may break and be taken up again; the part at work does not notice but by its flag.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
+use plan::Epoch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_stream::wrappers::ReceiverStream;
+use wire::v1::cluster_service_client::ClusterServiceClient;
+use wire::v1::session_request::Message as Report;
+use wire::v1::session_response::Message as Order;
+use wire::{convert, v1};
+
+use crate::desk::Desk;
+use crate::part::{self, Tools};
+use crate::{Shutdown, Worker};
+
+/// Reports kept while the coordinator is away.
+const MOST_REPORTS: usize = 4096;
+
+/// A worker from its first join to its end.
+pub(crate) struct Stay {
+    worker: Worker,
+    shutdown: watch::Receiver<Shutdown>,
+    tools: Tools,
+    is_connected: Arc<AtomicBool>,
+    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    part: Option<(Arc<Desk>, JoinHandle<()>)>,
+    /// Tells this process apart from another of the same name.
+    incarnation: String,
+}
+
+/// How one session ended.
+enum Ended {
+    /// The worker may go.
+    Leave,
+    /// The coordinator does not want it.
+    Refused(String),
+    /// The connection is gone; whether it was up at all.
+    Broken { reason: String, was_up: bool },
+}
+
+impl Stay {
+    pub(crate) fn new(worker: Worker, shutdown: watch::Receiver<Shutdown>) -> Self {
+        let tools = Tools {
+            models: Arc::clone(&worker.models),
+            port: Arc::clone(&worker.port),
+            channel: worker.channel.clone(),
+            pools: Arc::clone(&worker.pools),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let reports = mpsc::channel(MOST_REPORTS);
+        Self {
+            worker,
+            shutdown,
+            tools,
+            is_connected: Arc::default(),
+            reports,
+            part: None,
+            incarnation: uuid::Uuid::now_v7().to_string(),
+        }
+    }
+
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        const FIRST_PAUSE: Duration = Duration::from_millis(100);
+        const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+        let mut pause = FIRST_PAUSE;
+        let mut is_told = false;
+        loop {
+            let ended = self.session().await;
+            self.is_connected.store(false, Ordering::SeqCst);
+            match ended {
+                Ended::Leave => {
+                    self.drop_part();
+                    return Ok(());
+                }
+                Ended::Refused(reason) => {
+                    self.drop_part();
+                    bail!("the coordinator refused worker `{}`: {reason}", self.worker.name)
+                }
+                Ended::Broken { reason, was_up } => {
+                    if was_up {
+                        (pause, is_told) = (FIRST_PAUSE, false);
+                    }
+                    if !std::mem::replace(&mut is_told, true) {
+                        let coordinator = &self.worker.coordinator;
+                        tracing::warn!(worker = %self.worker.name, coordinator, reason, "no coordinator: trying again");
+                    }
+                }
+            }
+            let drains = *self.shutdown.borrow() != Shutdown::No;
+            if drains && (self.part.is_none() || *self.shutdown.borrow() == Shutdown::Now) {
+                self.drop_part();
+                return Ok(());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = self.shutdown.changed() => {}
+            }
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn session(&mut self) -> Ended {
+        let (orders_up, requests) = mpsc::channel::<v1::SessionRequest>(64);
+        let broken = |reason: String, was_up| Ended::Broken { reason, was_up };
+        let say = async |message: Report| orders_up.send(v1::SessionRequest { message: Some(message) }).await.is_ok();
+        if !say(Report::Join(self.join())).await {
+            return broken("the stream closed".into(), false);
+        }
+        let mut client = ClusterServiceClient::new(self.worker.channel.clone());
+        let mut orders = match client.session(ReceiverStream::new(requests)).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return broken(status.message().to_owned(), false),
+        };
+        let lease_ttl = match orders.message().await {
+            Ok(Some(v1::SessionResponse { message: Some(Order::Welcome(welcome)) })) => {
+                Duration::from_millis(welcome.lease_ttl_ms.max(30))
+            }
+            Ok(Some(v1::SessionResponse { message: Some(Order::Refused(refused)) })) => {
+                return Ended::Refused(refused.reason);
+            }
+            Ok(_) => return broken("it did not welcome this worker".into(), false),
+            Err(status) => return broken(status.message().to_owned(), false),
+        };
+        self.is_connected.store(true, Ordering::SeqCst);
+        tracing::info!(worker = %self.worker.name, coordinator = self.worker.coordinator, "joined");
+        let mut beat = interval(lease_ttl / 3);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut has_drained = false;
+        loop {
+            let wants = *self.shutdown.borrow_and_update();
+            if wants == Shutdown::Now {
+                return Ended::Leave;
+            }
+            if wants == Shutdown::Drain && !std::mem::replace(&mut has_drained, true) {
+                say(Report::Drain(v1::Drain {})).await;
+            }
+            let is_said = tokio::select! {
+                _ = beat.tick() => say(Report::Heartbeat(v1::Heartbeat {})).await,
+                Some(report) = self.reports.1.recv() => say(report).await,
+                order = orders.message() => match order {
+                    Ok(Some(v1::SessionResponse { message: Some(Order::Drained(_)) })) => return Ended::Leave,
+                    Ok(Some(v1::SessionResponse { message })) => match message {
+                        Some(order) => match self.obey(order) {
+                            Some(report) => say(report).await,
+                            None => true,
+                        },
+                        None => true,
+                    },
+                    Ok(None) => return broken("it ended the session".into(), true),
+                    Err(status) => return broken(status.message().to_owned(), true),
+                },
+                changed = self.shutdown.changed() => {
+                    if changed.is_err() {
+                        return Ended::Leave;
+                    }
+                    true
+                }
+            };
+            if !is_said {
+                return broken("the stream closed".into(), true);
+            }
+        }
+    }
+
+    fn join(&self) -> v1::Join {
+        let running = self.part.as_ref().filter(|(_, thread)| !thread.is_finished()).map(|(desk, _)| v1::Running {
+            epoch: desk.epoch.0,
+            rank: desk.rank.0.into(),
+            n_steps_done: desk.n_steps_done() as u32,
+        });
+        v1::Join {
+            worker: self.worker.name.0.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            numeric_class: model::numeric_class().into(),
+            models: self.worker.models.facts().map(v1::ModelFacts::from).collect(),
+            address: self.worker.address.clone(),
+            flop_per_s: self.worker.flop_per_s,
+            running,
+            incarnation: self.incarnation.clone(),
+        }
+    }
+
+    /// Does what the coordinator orders; what cannot be done is answered.
+    fn obey(&mut self, order: Order) -> Option<Report> {
+        match order {
+            Order::Assign(assign) => match convert::assignment(&assign) {
+                Ok(assignment) => {
+                    self.begin(assignment);
+                    None
+                }
+                Err(error) => Some(Report::Failed(v1::Failed {
+                    epoch: assign.epoch,
+                    cause: v1::Cause::Bug.into(),
+                    message: format!("the assignment makes no sense: {error}"),
+                    blamed: None,
+                    n_steps_done: assign.n_steps_done,
+                })),
+            },
+            Order::Abort(abort) => {
+                self.tools.port.abort(Epoch(abort.epoch));
+                if let Some((desk, _)) = self.part.as_ref().filter(|(desk, _)| desk.epoch.0 == abort.epoch) {
+                    desk.cancel();
+                }
+                None
+            }
+            Order::Stop(stop) => {
+                if let Some((desk, _)) = self.part.as_ref().filter(|(desk, _)| desk.epoch.0 == stop.epoch) {
+                    desk.stop();
+                }
+                None
+            }
+            Order::Welcome(_) | Order::Refused(_) | Order::Drained(_) => None,
+        }
+    }
+
+    /// Begins a part on a thread of its own, once the one before it has ended.
+    fn begin(&mut self, assignment: plan::Assignment) {
+        let before = self.part.take();
+        if let Some((desk, _)) = &before {
+            if desk.epoch >= assignment.epoch {
+                tracing::debug!(epoch = %assignment.epoch, "an assignment of an old epoch was dropped");
+                self.part = before;
+                return;
+            }
+            desk.cancel();
+        }
+        let desk = Arc::new(Desk::new(
+            (assignment.epoch, assignment.rank),
+            assignment.n_steps_done,
+            Arc::clone(&self.tools.port),
+            self.reports.0.clone(),
+            Arc::clone(&self.is_connected),
+        ));
+        tracing::info!(
+            worker = %self.worker.name, image = %assignment.image, epoch = %assignment.epoch, rank = %assignment.rank,
+            n_steps_done = assignment.n_steps_done, "begins"
+        );
+        let (tools, desk_of_part) = (self.tools.clone(), Arc::clone(&desk));
+        let (epoch, reports) = (assignment.epoch, self.reports.0.clone());
+        let thread = tokio::spawn(async move {
+            if let Some((_, before)) = before {
+                drop(before.await);
+            }
+            let at_work = tokio::task::spawn_blocking(move || part::run(&tools, &assignment, &desk_of_part));
+            if at_work.await.is_err() {
+                tracing::error!(%epoch, "a rank's thread died");
+                let message = "a rank's thread died: see its worker's log".into();
+                let cause = v1::Cause::Bug.into();
+                let failed = v1::Failed { epoch: epoch.0, cause, message, ..v1::Failed::default() };
+                drop(reports.send(Report::Failed(failed)).await);
+            }
+        });
+        self.part = Some((desk, thread));
+    }
+
+    fn drop_part(&mut self) {
+        if let Some((desk, _)) = self.part.take() {
+            desk.cancel();
+        }
+    }
+}
