@@ -24,15 +24,15 @@ const DEPTH: usize = 256;
 /// Heads are contiguous runs of channels; scores are scaled by `1/√d`.
 ///
 /// # Errors
-/// If shapes do not fit, there are no keys, or a tensor is not contiguous f32 on the CPU.
+/// If shapes do not fit, there are no keys or channels, or a tensor is not contiguous f32 on the CPU.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
     let (n_queries, width) = q.dims2()?;
     let (n_keys, _) = k.dims2()?;
-    if k.dims() != v.dims() || k.dim(1)? != width || heads == 0 || width % heads != 0 || n_keys == 0 {
+    if k.dims() != v.dims() || k.dim(1)? != width || heads == 0 || width % heads != 0 || [width, n_keys].contains(&0) {
         bail!("attention of {heads} heads over q {:?}, k {:?}, v {:?}", q.dims(), k.dims(), v.dims());
     }
     let d = width / heads;
-    let mut out = output(n_queries * width);
+    let mut out = output(&[n_queries, width])?;
     let shared = SharedMut::new(&mut out);
     let task_queries = TASK_PANELS * PANEL;
     let n_groups = n_queries.div_ceil(task_queries);
@@ -53,10 +53,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Ten
                             q: &q[first * width + head * d..],
                             k: &k[head * n_keys * d..],
                             v: &v[head * n_keys * d..],
-                            // SAFETY: the first element of this task's queries and head.
+                            // SAFETY: the first element of this task's queries and head lies in the output.
                             out: unsafe { shared.at(first * width + head * d) },
                         };
-                        attend(&job, scratch);
+                        // SAFETY: `out` has these queries' rows, and no other task writes this head's channels of them.
+                        unsafe { attend(&job, scratch) };
                     },
                 );
             })
@@ -71,7 +72,7 @@ fn by_head(x: &[f32], heads: usize, d: usize) -> std::borrow::Cow<'_, [f32]> {
         return x.into();
     }
     let n_keys = x.len() / (heads * d);
-    let mut out = output(x.len());
+    let mut out = vec![0.0; x.len()];
     out.par_chunks_mut(n_keys * d).enumerate().for_each(|(head, out)| {
         for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(heads * d)) {
             out.copy_from_slice(&x[head * d..][..d]);
@@ -119,8 +120,8 @@ impl Scratch {
 }
 
 dispatch! {
-    /// Runs `job`, writing its queries' rows.
-    fn attend(job: &Job<'_>, scratch: &mut Scratch) = attend_with
+    /// Runs `job`, writing its head's channels of its queries' rows.
+    unsafe fn attend(job: &Job<'_>, scratch: &mut Scratch) = attend_with
 }
 
 #[inline(always)]

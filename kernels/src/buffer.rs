@@ -71,6 +71,14 @@ fn contiguous<'a>(values: &'a [f32], layout: &Layout) -> Result<&'a [f32]> {
     }
 }
 
+/// Whether two tensors keep their values in the same memory, so that one cannot be read while the other is
+/// written.
+pub(crate) fn share_memory(a: &Tensor, b: &Tensor) -> bool {
+    // One guard after the other: both at once could wait for each other.
+    let at = |tensor: &Tensor| std::ptr::from_ref(&*tensor.storage_and_layout().0);
+    std::ptr::eq(at(a), at(b))
+}
+
 /// Runs `f` on the values of a contiguous f32 tensor, which it may change.
 ///
 /// Every clone of the tensor sees the change: meant for tensors the caller has just made.
@@ -93,8 +101,15 @@ pub(crate) fn with_values_mut(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Res
     tensor.inplace_op1(&Change(std::sync::Mutex::new(Some(f))))
 }
 
-/// A fresh output of `len` values that the caller fills completely.
-pub(crate) fn output(len: usize) -> Vec<f32> {
+/// A fresh output with these axes that the caller fills completely.
+///
+/// # Errors
+/// If no memory could hold it: tasks write through bare pointers, so its length must not wrap around.
+pub(crate) fn output(axes: &[usize]) -> Result<Vec<f32>> {
+    let len = axes.iter().try_fold(1, |len: usize, &axis| len.checked_mul(axis));
+    let Some(len) = len.filter(|&len| len <= isize::MAX as usize / size_of::<f32>()) else {
+        bail!("an output of shape {axes:?} fits no memory")
+    };
     // Zeroed memory of this size comes from the system untouched, so this costs no pass over it.
-    vec![0.0; len]
+    Ok(vec![0.0; len])
 }

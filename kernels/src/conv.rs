@@ -9,7 +9,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::buffer::{SharedMut, output, with_values, with_values_mut};
+use crate::buffer::{SharedMut, output, share_memory, with_values, with_values_mut};
 use crate::group_norm::ChannelAffine;
 use crate::linear::{Linear, Packed};
 use crate::simd::{LANES, Simd, dispatch};
@@ -65,12 +65,12 @@ impl Conv3x3 {
     /// # Errors
     /// If the shapes do not fit.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        let (outputs, inputs, _, _) = weight.dims4()?;
+        let (outputs, inputs, bias) = parameters(weight, bias)?;
         let weight = weight.flatten_all()?;
         let taps = with_values(&weight, |w| {
             Packed::new(9 * inputs, outputs, |k, n| w[(n * inputs + k % inputs) * 9 + k / inputs])
         })?;
-        Ok(Self { taps, bias: bias.to_vec1()?, inputs })
+        Ok(Self { taps, bias, inputs })
     }
 
     /// `x` `[rows, cols, inputs]` to `[rows, cols, outputs]`: `conv(silu(norm(x))) + shortcut`, or
@@ -86,7 +86,7 @@ impl Conv3x3 {
         shortcut: Shortcut<'_>,
     ) -> Result<Tensor> {
         let (rows, cols, _) = x.dims3()?;
-        let mut out = output(rows * cols * self.taps.n);
+        let mut out = output(&[rows, cols, self.taps.n])?;
         let shared = SharedMut::new(&mut out);
         let edges = edges(halo)?;
         with_values(x, |values| self.run(x, values.as_ptr(), shared, edges, norm, shortcut))??;
@@ -96,7 +96,7 @@ impl Conv3x3 {
     /// As [`Self::forward`], with the result in the place of `x`, which nobody else may hold.
     ///
     /// # Errors
-    /// As [`Self::forward`], or if inputs and outputs differ in number.
+    /// As [`Self::forward`], or if inputs and outputs differ in number, or the shortcut is a view of `x`.
     pub fn forward_in_place(
         &self,
         x: Tensor,
@@ -106,6 +106,11 @@ impl Conv3x3 {
     ) -> Result<Tensor> {
         if self.inputs != self.taps.n {
             bail!("a convolution of {} channels to {} cannot write over its input", self.inputs, self.taps.n);
+        }
+        if let Shortcut::Add(tensor) | Shortcut::Project(_, tensor) = shortcut
+            && share_memory(&x, tensor)
+        {
+            bail!("a convolution cannot write over its own shortcut");
         }
         // Copied before `x` is taken for writing: a neighbour's row may be a view of it.
         let edges = edges(halo)?;
@@ -130,8 +135,12 @@ impl Conv3x3 {
         if inputs != self.inputs || norm.is_some_and(|norm| norm.scale.len() != inputs) {
             bail!("a convolution of {} channels was given {inputs}", self.inputs);
         }
+        if cols == 0 {
+            bail!("a convolution of {rows} rows without pixels");
+        }
         let pixels = rows * cols;
-        let source = Source::new(values, (rows, cols, inputs), above, below, norm)?;
+        // SAFETY: both callers take `values` from the tensor `x` and keep it while this runs.
+        let source = unsafe { Source::new(values, (rows, cols, inputs), above, below, norm)? };
         let all = |added: Added<'_>| {
             walk(&source, |strip, first, n_rows| {
                 tasks(n_rows, cols, self.taps.n_panels(), |place| {
@@ -168,6 +177,15 @@ type Edges = (Option<Vec<f32>>, Option<Vec<f32>>);
 fn edges(halo: &Halo) -> Result<Edges> {
     let copy = |row: &Option<Tensor>| row.as_ref().map(|row| row.flatten_all()?.to_vec1()).transpose();
     Ok((copy(&halo.above)?, copy(&halo.below)?))
+}
+
+/// Outputs and inputs of a 3×3 convolution's `weight`, and the values of its `bias`, which fits it.
+fn parameters(weight: &Tensor, bias: &Tensor) -> Result<(usize, usize, Vec<f32>)> {
+    let (outputs, inputs, height, width) = weight.dims4()?;
+    if (height, width) != (3, 3) || outputs == 0 || inputs == 0 || bias.dims() != [outputs] {
+        bail!("no 3x3 convolution: weight {:?}, bias {:?}", weight.dims(), bias.dims());
+    }
+    Ok((outputs, inputs, bias.to_vec1()?))
 }
 
 /// What a task computes: rows of the strip's outputs, columns, panels.
@@ -293,7 +311,7 @@ impl UpConv {
     /// # Errors
     /// If the shapes do not fit.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        let (outputs, inputs, _, _) = weight.dims4()?;
+        let (outputs, inputs, bias) = parameters(weight, bias)?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         // Which of three taps fall on the first and on the second small pixel, by parity of the output.
         const TAPS: [[&[usize]; 2]; 2] = [[&[0], &[1, 2]], [&[0, 1], &[2]]];
@@ -305,7 +323,7 @@ impl UpConv {
                 ys.iter().map(|y| xs.iter().map(|x| of(y, x)).sum::<f64>()).sum::<f64>() as f32
             })
         };
-        Ok(Self { phases: [phase(0, 0), phase(0, 1), phase(1, 0), phase(1, 1)], bias: bias.to_vec1()?, inputs })
+        Ok(Self { phases: [phase(0, 0), phase(0, 1), phase(1, 0), phase(1, 1)], bias, inputs })
     }
 
     /// `x` `[rows, cols, inputs]` to `[2·rows, 2·cols, outputs]`; the halo is of the small picture.
@@ -314,15 +332,16 @@ impl UpConv {
     /// If shapes do not fit, or a tensor is not contiguous f32 on the CPU.
     pub fn forward(&self, x: &Tensor, halo: &Halo) -> Result<Tensor> {
         let (rows, cols, inputs) = x.dims3()?;
-        if inputs != self.inputs {
-            bail!("an enlarging convolution of {} channels was given {inputs}", self.inputs);
+        if inputs != self.inputs || cols == 0 {
+            bail!("an enlarging convolution of {} channels was given {:?}", self.inputs, x.dims());
         }
         let outputs = self.phases[0].n;
-        let mut out = output(4 * rows * cols * outputs);
+        let mut out = output(&[4, rows, cols, outputs])?;
         let shared = SharedMut::new(&mut out);
         let (above, below) = edges(halo)?;
         with_values(x, |values| {
-            let source = Source::new(values.as_ptr(), (rows, cols, inputs), above, below, None)?;
+            // SAFETY: `values` holds all of `x` and outlives the walk.
+            let source = unsafe { Source::new(values.as_ptr(), (rows, cols, inputs), above, below, None)? };
             walk(&source, |strip, first, n_rows| {
                 tasks(n_rows, cols, self.phases[0].n_panels(), |place| {
                     let task = Task { place, first, cols, added: Added::None };

@@ -46,7 +46,7 @@ impl Moments {
 /// If blocks or groups do not divide evenly, or `x` is not contiguous f32 on the CPU.
 pub fn moments(x: &Tensor, groups: usize, block_rows: usize) -> Result<Vec<Moments>> {
     let (rows, cols, channels) = x.dims3()?;
-    if rows % block_rows != 0 || channels % groups != 0 {
+    if [block_rows, groups, cols, channels].contains(&0) || rows % block_rows != 0 || channels % groups != 0 {
         bail!("moments of {rows} rows in blocks of {block_rows}, {channels} channels in {groups} groups");
     }
     with_values(x, |x| {
@@ -104,9 +104,9 @@ unsafe fn fold_row_with<S: Simd>(row: &[f32], channels: &mut [Moments]) {
 /// `x·scale + shift`, channel by channel: a group norm once its moments are known.
 pub struct ChannelAffine {
     /// Factor of each channel.
-    pub scale: Vec<f32>,
-    /// Added to each channel.
-    pub shift: Vec<f32>,
+    pub(crate) scale: Vec<f32>,
+    /// Added to each channel; as many as there are factors.
+    shift: Vec<f32>,
 }
 
 /// The map that normalises by `partials` (`[blocks][groups]`, in row order, of the whole picture) and then
@@ -134,10 +134,10 @@ pub fn affine_of(partials: &[Moments], groups: usize, weight: &[f32], bias: &[f3
 /// If `x` is not contiguous f32 on the CPU or has other channels.
 pub fn apply(x: &Tensor, affine: &ChannelAffine) -> Result<Tensor> {
     let (rows, cols, channels) = x.dims3()?;
-    if channels != affine.scale.len() {
-        bail!("a map of {} channels applied to {channels}", affine.scale.len());
+    if channels != affine.scale.len() || [cols, channels].contains(&0) {
+        bail!("a map of {} channels applied to {:?}", affine.scale.len(), x.dims());
     }
-    let mut out = output(rows * cols * channels);
+    let mut out = output(&[rows, cols, channels])?;
     with_values(x, |x| {
         out.par_chunks_mut(cols * channels)
             .zip(x.par_chunks(cols * channels))

@@ -102,6 +102,9 @@ impl Linear {
         if bias.as_ref().is_some_and(|bias| bias.len() != outputs) {
             bail!("a bias does not have the {outputs} outputs of its weight");
         }
+        if inputs == 0 || outputs == 0 {
+            bail!("a linear layer of {inputs} inputs and {outputs} outputs");
+        }
         let packed = with_values(weight, |w| Packed::new(inputs, outputs, |k, n| w[n * inputs + k]))?;
         Ok(Self { packed, bias })
     }
@@ -116,7 +119,7 @@ impl Linear {
         self.packed.k
     }
 
-    /// The bias from `channel` on; the layer has one.
+    /// At least the bias of the channels of one vector from `channel` on, zeros if the layer has none.
     pub(crate) fn bias_at(&self, channel: usize) -> *const f32 {
         self.bias.as_ref().map_or(ZEROS.as_ptr(), |bias| bias[channel..].as_ptr())
     }
@@ -124,7 +127,8 @@ impl Linear {
     /// One panel of the product of `rows` rows of `x`, without bias, into `out` with rows `out_row` apart.
     ///
     /// # Safety
-    /// The instruction set of `S` is there, and `out` has room for the panel's columns in each row.
+    /// The instruction set of `S` is there, `x` holds `rows` whole rows, and `out` has room for the panel's
+    /// columns in each row.
     #[inline(always)]
     pub(crate) unsafe fn panel_product<S: Simd>(
         &self,
@@ -157,9 +161,10 @@ impl Linear {
     /// If shapes do not fit, or a tensor is not contiguous f32 on the CPU.
     pub fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
         let rows = self.check_input(x)?;
-        let mut out = output(rows * self.packed.n);
-        with_values(x, |x| with_finish(epilogue, rows * self.packed.n, |finish| self.run(rows, x, &mut out, finish)))??;
-        Tensor::from_vec(out, (rows, self.packed.n), x.device())
+        let axes = (rows, self.packed.n);
+        let mut out = output(&[rows, self.packed.n])?;
+        with_values(x, |x| with_finish(epilogue, axes, |finish| self.run(rows, x, &mut out, finish)))??;
+        Tensor::from_vec(out, axes, x.device())
     }
 
     fn check_input(&self, x: &Tensor) -> Result<usize> {
@@ -189,15 +194,18 @@ impl Linear {
     }
 }
 
-/// Runs `f` with the tensors of `epilogue` as slices; the output has `len` values.
-fn with_finish(epilogue: Epilogue<'_>, len: usize, f: impl FnOnce(Finish<'_>)) -> Result<()> {
+/// Runs `f` with the tensors of `epilogue` as slices, if they fit an output of `rows × n` values.
+fn with_finish(epilogue: Epilogue<'_>, (rows, n): (usize, usize), f: impl FnOnce(Finish<'_>)) -> Result<()> {
     match epilogue {
         Epilogue::None => f(Finish::None),
         Epilogue::Gelu => f(Finish::Gelu),
         Epilogue::Silu => f(Finish::Silu),
         Epilogue::Onto { residual, gate } => with_values(residual, |residual| {
-            if residual.len() != len {
-                bail!("a residual of {} values cannot take {len}", residual.len());
+            if residual.len() != rows * n {
+                bail!("a residual of {} values cannot take {rows} rows of {n}", residual.len());
+            }
+            if let Some(gate) = gate.filter(|gate| gate.len() != n) {
+                bail!("a gate of {} channels for {n}", gate.len());
             }
             f(Finish::Onto { residual, gate });
             Ok(())
@@ -307,13 +315,13 @@ impl Mlp {
         if hidden != self.narrow.packed.k {
             bail!("an mlp of {hidden} hidden channels goes on with {}", self.narrow.packed.k);
         }
-        let mut out = output(rows * outputs);
+        let mut out = output(&[rows, outputs])?;
         let shared = SharedMut::new(&mut out);
         // Small inputs are cut finer, so that every thread has work.
         let fair = rows.div_ceil(2 * rayon::current_num_threads()).max(1);
         let n_blocks = rows.div_ceil(BLOCK_ROWS.min(fair));
         with_values(x, |x| {
-            with_finish(epilogue, rows * outputs, |finish| {
+            with_finish(epilogue, (rows, outputs), |finish| {
                 (0..n_blocks).into_par_iter().for_each_init(Vec::new, |scratch: &mut Vec<f32>, block| {
                     let first = block * rows / n_blocks;
                     let n_rows = (block + 1) * rows / n_blocks - first;

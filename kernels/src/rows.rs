@@ -18,11 +18,11 @@ const TASK_ROWS: usize = 32;
 /// If shapes do not fit, or `x` is not contiguous f32 on the CPU.
 pub fn layer_norm_modulate(x: &Tensor, shift: &[f32], scale: &[f32], eps: f32) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
-    if shift.len() != width || scale.len() != width {
+    if shift.len() != width || scale.len() != width || width == 0 {
         bail!("modulation of {} and {} channels on rows of {width}", shift.len(), scale.len());
     }
     let weight: Vec<f32> = scale.iter().map(|scale| 1.0 + scale).collect();
-    let mut out = output(rows * width);
+    let mut out = output(&[rows, width])?;
     with_values(x, |x| {
         out.par_chunks_mut(TASK_ROWS * width)
             .zip(x.par_chunks(TASK_ROWS * width))
@@ -96,7 +96,10 @@ impl Compress {
     /// # Errors
     /// If shapes do not fit.
     pub fn new(weight: &Tensor, bias: &Tensor, norm_weight: &Tensor, norm_bias: &Tensor) -> Result<Self> {
-        let (width, _, ratio, _) = weight.dims4()?;
+        let (width, depth, ratio, ratio_across) = weight.dims4()?;
+        if (depth, ratio) != (1, ratio_across) || width == 0 || ratio == 0 {
+            bail!("no square depth-wise convolution: weight {:?}", weight.dims());
+        }
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         let n_taps = ratio * ratio;
         let taps = (0..n_taps * width).map(|i| weight[i % width * n_taps + i / width]).collect();
@@ -121,11 +124,11 @@ impl Compress {
     /// If `x` does not hold whole rows of `cols` tokens.
     pub fn forward(&self, x: &Tensor, cols: usize) -> Result<Tensor> {
         let (tokens, width) = x.dims2()?;
-        if width != self.width || tokens % cols != 0 {
+        if width != self.width || cols == 0 || tokens % cols != 0 {
             bail!("compression of {tokens} tokens of {width} channels in rows of {cols}");
         }
         let (out_rows, out_cols) = (tokens / cols / self.ratio, cols / self.ratio);
-        let mut out = output(out_rows * out_cols * width);
+        let mut out = output(&[out_rows, out_cols, width])?;
         with_values(x, |x| {
             out.par_chunks_mut((out_cols * width).max(1)).enumerate().for_each(|(row, out)| {
                 compress_row(self, &x[row * self.ratio * cols * width..], cols, out);

@@ -10,6 +10,9 @@ use crate::simd::{LANES, Simd};
 /// Columns of a panel of B; B is laid out panel by panel, each `[k][PANEL]`.
 pub(crate) const PANEL: usize = 2 * LANES;
 
+/// The highest tile [`of_height`] has.
+const MAX_TILE_ROWS: usize = 12;
+
 /// Where a tile's operands lie. Strides are in values.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands {
@@ -35,6 +38,7 @@ pub(crate) struct Operands {
 /// elements nobody else touches.
 #[inline(always)]
 pub(crate) unsafe fn panel<S: Simd>(rows: usize, cols: usize, op: Operands) {
+    const { assert!(S::TILE_ROWS <= MAX_TILE_ROWS, "no tile is that high") };
     let n_tiles = rows.div_ceil(S::TILE_ROWS);
     for tile_idx in 0..n_tiles {
         let first = tile_idx * rows / n_tiles;
@@ -61,7 +65,7 @@ pub(crate) unsafe fn panel<S: Simd>(rows: usize, cols: usize, op: Operands) {
 /// A tile narrower than one vector goes through a full-width stand-in for C.
 #[inline(always)]
 unsafe fn narrow<S: Simd>(height: usize, width: usize, op: Operands) {
-    let mut stand_in = [0f32; 16 * LANES];
+    let mut stand_in = [0f32; MAX_TILE_ROWS * LANES];
     for row in 0..height {
         std::ptr::copy_nonoverlapping(op.c.add(row * op.c_row), stand_in.as_mut_ptr().add(row * LANES), width);
     }
@@ -111,8 +115,9 @@ unsafe fn tile<S: Simd, const ROWS: usize, const VECS: usize>(op: Operands) {
                 *sum = S::fma(factor, term, *sum);
             }
         }
-        a = a.add(op.a_col);
-        b = b.add(PANEL);
+        // Behind the last term they may point outside, and are not read.
+        a = a.wrapping_add(op.a_col);
+        b = b.wrapping_add(PANEL);
     }
     for (row, sums) in sums.iter().enumerate() {
         for (vec, sum) in sums.iter().enumerate() {

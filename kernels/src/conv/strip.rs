@@ -24,8 +24,10 @@ pub(super) struct Source<'a> {
 unsafe impl Sync for Source<'_> {}
 
 impl<'a> Source<'a> {
-    /// `values` points to `rows × cols × channels` values that stay valid as long as this.
-    pub(super) fn new(
+    /// # Safety
+    /// `values` points to `rows × cols × channels` values that stay valid as long as this. Nobody writes them but
+    /// `emit` in [`walk`], and it the rows it is told.
+    pub(super) unsafe fn new(
         values: *const f32,
         (rows, cols, channels): (usize, usize, usize),
         above: Option<Vec<f32>>,

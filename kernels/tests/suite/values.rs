@@ -1,6 +1,6 @@
 //! Each kernel against the plain formula in f64, or against candle's own slow operation.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use kernels::{
     Compress, Conv3x3, Epilogue, Halo, Linear, Mlp, Shortcut, UpConv, affine_of, apply, attention, layer_norm_modulate,
     moments,
@@ -131,7 +131,7 @@ fn a_value_that_is_no_number_comes_through_attention() {
     for bad in [f32::NAN, f32::INFINITY] {
         let mut k = random.vector(200 * 72);
         k[77 * 72] = bad;
-        let k = Tensor::from_vec(k, (200, 72), &candle_core::Device::Cpu).expect("fits");
+        let k = Tensor::from_vec(k, (200, 72), &Device::Cpu).expect("fits");
         let out = attention(&q, &k, &v, 1).and_then(|out| out.flatten_all()?.to_vec1::<f32>()).expect("fits");
         assert!(out.iter().any(|value| !value.is_finite()), "a key of {bad} vanished");
     }
@@ -245,4 +245,62 @@ fn shapes_that_do_not_fit_are_errors() {
     let conv = Conv3x3::new(&random.tensor(&[4, 4, 3, 3]), &random.tensor(&[4])).expect("fits");
     let halo = Halo { above: Some(random.tensor(&[1, 2, 4])), below: None };
     assert!(conv.forward(&random.tensor(&[2, 3, 4]), &halo, None, Shortcut::None).is_err());
+}
+
+/// Vector loads do not check lengths: what is too short must be refused before.
+#[test]
+fn weights_that_do_not_fit_each_other_are_errors() {
+    let random = &mut Random(11);
+    let layer = Linear::new(&random.tensor(&[8, 4]), None).expect("fits");
+    let (x, residual) = (random.tensor(&[3, 4]), random.tensor(&[3, 8]));
+    for len in [0, 7, 9] {
+        let gate = random.vector(len);
+        let gated = Epilogue::Onto { residual: &residual, gate: Some(&gate) };
+        assert!(layer.forward(&x, gated).is_err(), "a gate of {len}");
+    }
+    assert!(Linear::new(&random.tensor(&[8, 4]), Some(&random.tensor(&[7]))).is_err());
+    for (weight, bias) in
+        [([4, 4, 3, 3], 3), ([4, 4, 3, 3], 5), ([4, 4, 5, 5], 4), ([4, 4, 1, 1], 4), ([4, 4, 3, 2], 4)]
+    {
+        let (weight, bias) = (random.tensor(&weight), random.tensor(&[bias]));
+        assert!(Conv3x3::new(&weight, &bias).is_err(), "{:?} and {:?}", weight.dims(), bias.dims());
+        assert!(UpConv::new(&weight, &bias).is_err(), "{:?} and {:?}", weight.dims(), bias.dims());
+    }
+    let vector = random.tensor(&[6]);
+    for weight in [[6, 1, 2, 3], [6, 2, 2, 2], [6, 1, 0, 0], [5, 1, 2, 2]] {
+        assert!(Compress::new(&random.tensor(&weight), &vector, &vector, &vector).is_err(), "{weight:?}");
+    }
+}
+
+#[test]
+fn nothing_at_all_is_an_error_and_no_panic() {
+    let random = &mut Random(12);
+    let empty = |axes: &[usize]| Tensor::zeros(axes, DType::F32, &Device::Cpu).expect("an empty tensor");
+    assert!(Linear::new(&empty(&[8, 0]), None).is_err());
+    assert!(Linear::new(&empty(&[0, 8]), None).is_err());
+    assert!(attention(&empty(&[3, 0]), &empty(&[3, 0]), &empty(&[3, 0]), 2).is_err());
+    assert!(layer_norm_modulate(&empty(&[3, 0]), &[], &[], 1e-6).is_err());
+    assert!(Conv3x3::new(&empty(&[4, 0, 3, 3]), &random.tensor(&[4])).is_err());
+    assert!(UpConv::new(&empty(&[0, 4, 3, 3]), &empty(&[0])).is_err());
+    let (w, b) = (random.tensor(&[4, 4, 3, 3]), random.tensor(&[4]));
+    let no_pixels = empty(&[3, 0, 4]);
+    let conv = Conv3x3::new(&w, &b).expect("fits");
+    assert!(conv.forward(&no_pixels, &Halo::default(), None, Shortcut::None).is_err());
+    assert!(UpConv::new(&w, &b).expect("fits").forward(&no_pixels, &Halo::default()).is_err());
+    assert!(moments(&no_pixels, 2, 1).is_err());
+    assert!(moments(&random.tensor(&[2, 2, 4]), 0, 1).is_err());
+    assert!(moments(&random.tensor(&[2, 2, 4]), 2, 0).is_err());
+    let affine = affine_of(&moments(&random.tensor(&[2, 2, 4]), 2, 1).expect("fits"), 2, &[1.0; 4], &[0.0; 4], 1e-6);
+    assert!(apply(&no_pixels, &affine).is_err());
+    let compress = Compress::new(&random.tensor(&[4, 1, 2, 2]), &b, &b, &b).expect("fits");
+    assert!(compress.forward(&random.tensor(&[6, 4]), 0).is_err());
+}
+
+#[test]
+fn a_convolution_does_not_write_over_its_own_shortcut() {
+    let random = &mut Random(13);
+    let conv = Conv3x3::new(&random.tensor(&[4, 4, 3, 3]), &random.tensor(&[4])).expect("fits");
+    let x = random.tensor(&[2, 3, 4]);
+    let view = x.clone();
+    assert!(conv.forward_in_place(x, &Halo::default(), None, Shortcut::Add(&view)).is_err());
 }
