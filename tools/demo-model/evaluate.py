@@ -1,0 +1,159 @@
+"""Measures the demo model: is in the picture what the prompt says, how exact is the VAE, does `fresco` draw the same?
+
+    evaluate.py psnr     --model DIR                          PSNR of encode and decode on held-out pictures of 256x256
+    evaluate.py judged   --model DIR --size 256x256 --count 400 --judge judge.pt
+    evaluate.py judged   ... --fresco PATH                    pictures from the binary instead of the training sampler
+    evaluate.py judged   ... --state STATE.pt                 a checkpoint's transformer and text encoder instead of DIR's
+    evaluate.py parity   --model DIR --fresco PATH            the binary against the training sampler, same latents
+
+Captions, seeds and pictures are fixed and held out: training draws its pictures from other seeds.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+import judge
+import networks
+from latents import as_tensor
+from sampler import GUIDANCE, STEPS, Sampler, noise
+from world import SCENES, caption, render, sample_attributes
+
+HELD_OUT = 31337
+PARITY_CAPTIONS = [
+    ("snowy mountains at sunset with a ringed planet on the right", 256, 256),
+    ("a calm sea at night under a starry sky with a crescent moon on the left", 320, 208),
+    ("a city skyline at dawn in thick fog in teal tones", 512, 512),
+]
+
+
+def held_out(count, seed=1):
+    """Attributes, captions and noise seeds of the evaluation."""
+    rng = np.random.default_rng([HELD_OUT, seed])
+    attributes = [sample_attributes(rng) for _ in range(count)]
+    return attributes, [caption(one) for one in attributes], [seed * 100_000 + index for index in range(count)]
+
+
+def load_sampler(folder, device, state=None, fast=True):
+    """The model folder in the training code's networks, with a checkpoint's averages in place of its weights if given."""
+    if state:
+        saved = torch.load(state)
+        weights, text_weights = saved["ema_dit"], saved["ema_t5"]
+    else:
+        stored = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+        weights = {name.replace("attn1.sr.", "kvc.sr.").replace("attn1.sr_norm.", "kvc.norm."): tensor.float() for name, tensor in stored.items()}
+        text_weights = {name: tensor.float() for name, tensor in load_file(folder / "text_encoder/model.safetensors").items()}
+        text_weights["encoder.embed_tokens.weight"] = text_weights["shared.weight"]
+    transformer, text_encoder = networks.build_transformer(any("kvc" in name for name in weights)), networks.build_text_encoder()
+    networks.load_transformer(transformer, weights)
+    text_encoder.load_state_dict(text_weights)
+    vae = AutoencoderKL.from_pretrained(folder / "vae").float()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer/tokenizer.json"))
+    return Sampler(tokenizer, text_encoder, transformer, vae, device, fast)
+
+
+def run_fresco(binary, model, text, width, height, out, *more):
+    command = [binary, "render", text, "--model", model, "--size", f"{width}x{height}", "--steps", STEPS, "--guidance", GUIDANCE, "--out", out, "--force"]
+    subprocess.run([str(word) for word in [*command, *more]], check=True, capture_output=True)
+
+
+def from_fresco(arguments, captions, seeds, width, height):
+    """The binary's pictures, uint8 [n, 3, H, W]."""
+    pictures = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        for text, seed in zip(captions, seeds):
+            run_fresco(arguments.fresco, arguments.model, text, width, height, path, "--seed", seed, "--threads", arguments.threads)
+            pictures.append(torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1))
+    return torch.stack(pictures)
+
+
+def measure_judged(arguments, device):
+    """Share of pictures in which each attribute is what the caption says."""
+    width, height = map(int, arguments.size.split("x"))
+    attributes, captions, seeds = (part[arguments.first :] for part in held_out(arguments.first + arguments.count))
+    network = judge.load(arguments.judge, device)
+    sampler = None if arguments.fresco else load_sampler(arguments.model, device, arguments.state)
+    rows, at_once = [], 16
+    for first in range(0, len(captions), at_once):
+        part = slice(first, first + at_once)
+        if sampler:
+            pictures = sampler.pictures(captions[part], seeds[part], width, height)
+        else:
+            pictures = from_fresco(arguments, captions[part], seeds[part], width, height)
+        rows.append(judge.judge(network, judge.scaled(pictures.float() / 255)))
+    seen, true = torch.cat(rows), judge.labels(attributes)
+    if arguments.rows:
+        torch.save((seen, true), arguments.rows)
+    shares = judge.accuracy(seen, true)
+    by = "fresco" if arguments.fresco else "training sampler"
+    print(json.dumps({"size": arguments.size, "count": len(captions), "by": by, **{name: round(share, 4) for name, share in shares.items()}}))
+
+
+@torch.no_grad()
+def measure_psnr(arguments, device):
+    """PSNR of every held-out picture of 256x256, averaged; float32."""
+    vae = AutoencoderKL.from_pretrained(arguments.model / "vae").float().eval().to(device)
+    rng = np.random.default_rng([99, 1])
+    decibels, scenes = [], []
+    for _ in range(arguments.count):
+        attributes = sample_attributes(rng)
+        picture = as_tensor([render(attributes, int(rng.integers(1 << 30)), 256, 256)]).to(device)
+        decoded = vae.decode(vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
+        decibels.append(-10 * torch.log10((decoded - picture).pow(2).mean() / 4).item())
+        scenes.append(attributes.scene)
+    print(f"PSNR of {len(decibels)} pictures: mean {np.mean(decibels):.2f} dB, from {min(decibels):.2f} to {max(decibels):.2f}")
+    for scene in SCENES:
+        of_scene = [value for value, name in zip(decibels, scenes) if name == scene]
+        if of_scene:
+            print(f"  {scene}: {np.mean(of_scene):.2f} dB ({len(of_scene)})")
+
+
+def measure_parity(arguments, device):
+    """Largest difference in 0..1 between the binary's picture and the training sampler's, from the same latents."""
+    sampler = load_sampler(arguments.model, device, fast=False)
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        noise_path, picture_path = Path(folder) / "noise.safetensors", Path(folder) / "picture.safetensors"
+        for index, (text, width, height) in enumerate(PARITY_CAPTIONS):
+            latents = noise(width, height, 900 + index)[None]
+            save_file({"latents": latents}, noise_path)
+            run_fresco(arguments.fresco, arguments.model, text, width, height, picture_path, "--latents", noise_path)
+            ours = load_file(picture_path)["image"]
+            theirs = sampler.decode(sampler.denoise([text], latents)).cpu()
+            difference = (ours - theirs).abs().max().item()
+            worst = max(worst, difference)
+            print(f"{text}, {width}x{height}: {difference:.2e}")
+    print(f"largest difference {worst:.2e}, allowed 1e-3")
+    if worst > 1e-3:
+        raise SystemExit(1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=["psnr", "judged", "parity"])
+    parser.add_argument("--model", type=Path, default=Path(__file__).parents[2] / "models/demo")
+    parser.add_argument("--state", help="checkpoint to take transformer and text encoder from")
+    parser.add_argument("--fresco", help="the binary to draw with")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the binary")
+    parser.add_argument("--size", default="256x256")
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--first", type=int, default=0, help="leave out this many of the held-out captions, to share the work")
+    parser.add_argument("--judge", default="judge.pt", help="classifiers from judge.py")
+    parser.add_argument("--rows", help="write what was seen and what was asked for, value numbers [n, 6] each")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    {"psnr": measure_psnr, "judged": measure_judged, "parity": measure_parity}[arguments.mode](arguments, device)
+
+
+if __name__ == "__main__":
+    main()

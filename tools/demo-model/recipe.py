@@ -1,0 +1,76 @@
+"""The recipe: what is trained, in which order, on what, for how long. The figures are those of the shipped weights.
+
+Weak to strong, as the paper of PixArt-Sigma does it: small pictures first, then larger ones, then compressed keys and
+values, begun as an average, then larger ones yet. README.md says where the shipped weights' run differed.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VaeStage:
+    name: str
+    kind: str  # "crops": all of it on crops; "decoder": the decoder alone on whole pictures
+    steps: int
+    rate: float
+    side: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """A set of latents: pictures of one size."""
+
+    width: int
+    height: int
+    count: int
+    seed: int
+
+    @property
+    def name(self):
+        return f"{self.width}x{self.height}-{self.count}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A size in a stage: how many pictures a step of it takes, and its share of the steps."""
+
+    pool: PoolPlan
+    batch: int
+    share: float
+
+
+@dataclass(frozen=True)
+class DitStage:
+    name: str  # also the seed of its data and noise
+    mixes: tuple
+    steps: int
+    rate: float
+    last_rate: float
+    shift: float  # above 1: more of the noisy timesteps
+    compressed: bool = False
+
+
+VAE_STAGES = [
+    VaeStage("crops-96", "crops", steps=2400, rate=1.5e-3, side=96, batch=8),
+    VaeStage("crops-64", "crops", steps=7000, rate=1.5e-3, side=64, batch=8),
+    VaeStage("decoder", "decoder", steps=600, rate=6e-4),
+]
+# The encoder does not move after this stage: latents made with it fit the finished VAE.
+LATENTS_FROM = "crops-64"
+
+SQUARE_128 = PoolPlan(128, 128, 8000, 11)
+SQUARE_256, WIDE_256, TALL_256 = PoolPlan(256, 256, 5000, 12), PoolPlan(320, 208, 2000, 12), PoolPlan(208, 320, 2000, 12)
+SQUARE_512, WIDE_512, TALL_512 = PoolPlan(512, 512, 1200, 13), PoolPlan(640, 416, 500, 13), PoolPlan(416, 640, 500, 13)
+SQUARE_1024, WIDE_1024 = PoolPlan(1024, 1024, 160, 14), PoolPlan(1280, 832, 60, 14)
+AROUND_256 = (Mix(SQUARE_256, 24, 5), Mix(WIDE_256, 24, 2), Mix(TALL_256, 24, 2))
+
+DIT_STAGES = [
+    DitStage("start", (Mix(SQUARE_128, 48, 1),), steps=2300, rate=8e-4, last_rate=4e-5, shift=1.0),
+    DitStage("s128", (Mix(SQUARE_128, 64, 1),), steps=600, rate=8e-4, last_rate=6.5e-4, shift=1.0),
+    DitStage("s256", AROUND_256, steps=1000, rate=8e-4, last_rate=3.9e-4, shift=1.5),
+    DitStage("kv256", AROUND_256, steps=600, rate=5e-4, last_rate=2.5e-4, shift=1.5, compressed=True),
+]
+
+# Seconds of one processor core (Zen 5, one thread) for one picture of a stage: what the stages are said to cost.
+SECONDS_A_PICTURE = {"crops": 0.03, "decoder": 0.25, 128: 0.014, 256: 0.041, 512: 0.3, 1024: 3.0}

@@ -1,0 +1,118 @@
+"""Trains the demo model from nothing to a model folder: VAE, latents, transformer with text encoder, export.
+
+    train.py --work DIR --out DIR [--dry-run] [--shrink N]
+
+Says first what it will cost. Stopped at any time, it goes on from its last checkpoint when started again with the same
+`--work`. Uses a GPU if there is one. With `torchrun --nproc-per-node N train.py ...`, N processes share the transformer's
+batches; run it alone first until the latents are made.
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import latents
+import train_dit
+import train_vae
+from export import export
+from networks import build_vae
+from recipe import DIT_STAGES, LATENTS_FROM, SECONDS_A_PICTURE, VAE_STAGES
+from tokenizer import build as build_tokenizer
+from train_vae import WHOLE
+
+
+def dit_seconds(stage):
+    step = sum(mix.share * mix.batch * SECONDS_A_PICTURE[mix.pool.width] for mix in stage.mixes) / sum(mix.share for mix in stage.mixes)
+    return stage.steps * step
+
+
+def vae_seconds(stage):
+    mean_batch = sum(count * share for _, _, count, share in WHOLE) if stage.kind == "decoder" else stage.batch
+    return stage.steps * mean_batch * SECONDS_A_PICTURE[stage.kind]
+
+
+def print_costs(device):
+    print(f"device: {device}. Estimated on one core of a 2025 server CPU; a GPU takes a small part of it.")
+    costs = [(stage.name, vae_seconds(stage)) for stage in VAE_STAGES] + [(stage.name, dit_seconds(stage)) for stage in DIT_STAGES]
+    for name, seconds in costs:
+        print(f"  {name:10} {seconds / 60:6.0f} min")
+    print(f"  {'in all':10} {sum(seconds for _, seconds in costs) / 60:6.0f} min, and about 15 min for the latents")
+
+
+def finished(checkpoint, steps):
+    return checkpoint.exists() and torch.load(checkpoint, map_location="cpu")["step"] >= steps
+
+
+def shrunk(stage, n):
+    """The stage with an N-th of its steps and, of each size, an N-th of the pictures."""
+    stage = replace(stage, steps=max(2, stage.steps // n))
+    if hasattr(stage, "mixes"):
+        mixes = (replace(mix, pool=replace(mix.pool, count=max(4, mix.pool.count // n))) for mix in stage.mixes)
+        stage = replace(stage, mixes=tuple(mixes))
+    return stage
+
+
+def train_vae_stages(stages, work, device):
+    """Runs what is not finished; returns the checkpoint of the last stage and of the one latents come from."""
+    start_from, checkpoints = None, {}
+    for stage in stages:
+        checkpoint = work / f"vae-{stage.name}.pt"
+        if not finished(checkpoint, stage.steps):
+            run = train_vae.train_on_crops if stage.kind == "crops" else train_vae.train_decoder
+            run(stage, checkpoint, start_from, device)
+        start_from = checkpoints[stage.name] = checkpoint
+    return start_from, checkpoints[LATENTS_FROM]
+
+
+def make_pools(stages, work, vae_checkpoint, device):
+    """Latents for every stage, those that are not on disk yet; returns the VAE's scaling factor."""
+    vae = build_vae()
+    vae.load_state_dict(torch.load(vae_checkpoint)["ema"])
+    vae.eval().to(device, memory_format=torch.channels_last)
+    scaling_factor = train_vae.latent_scale(vae, device)
+    vae.register_to_config(scaling_factor=scaling_factor)
+    for stage in stages:
+        for pool in (mix.pool for mix in stage.mixes):
+            path = work / f"{pool.name}.pt"
+            if not path.exists():
+                latents.make(vae, pool.width, pool.height, pool.count, pool.seed, path, device)
+    return scaling_factor
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints and latents; gigabytes are not needed")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
+    parser.add_argument("--shrink", type=int, default=1, help="an N-th of the steps and pictures: tries the scripts, no more")
+    parser.add_argument("--dry-run", action="store_true", help="only say what it would cost")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads on a CPU")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(arguments.threads)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_costs(device)
+    if arguments.dry_run:
+        return
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    vae_stages, dit_stages = ([shrunk(stage, arguments.shrink) for stage in stages] for stages in (VAE_STAGES, DIT_STAGES))
+    vae_checkpoint, latents_checkpoint = train_vae_stages(vae_stages, arguments.work, device)
+    scaling_factor = make_pools(dit_stages, arguments.work, latents_checkpoint, device)
+    tokenizer = build_tokenizer()
+    start_from = None
+    for stage in dit_stages:
+        checkpoint = arguments.work / f"dit-{stage.name}.pt"
+        if not finished(checkpoint, stage.steps):
+            pools = [arguments.work / f"{mix.pool.name}.pt" for mix in stage.mixes]
+            train_dit.train(stage, pools, checkpoint, start_from, tokenizer, device)
+        start_from = checkpoint
+    if int(os.environ.get("RANK", "0")) == 0:
+        export(torch.load(vae_checkpoint), torch.load(start_from), arguments.out, scaling_factor)
+
+
+if __name__ == "__main__":
+    main()
