@@ -5,5 +5,6 @@ mod architecture;
 mod folders;
 mod parity;
 mod rows;
+mod split;
 mod tables;
 mod tidy;

@@ -3,7 +3,7 @@
 //! Knows no worker, no lease and no disk: whoever runs it keeps checkpoints and may end it through [`Watch`].
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
