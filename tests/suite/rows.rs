@@ -160,16 +160,7 @@ fn an_xl_block_with_compressed_keys_cut_into_bands_gives_the_whole_s_bytes() {
 
 #[test]
 fn a_decode_cut_into_bands_gives_the_whole_s_bytes() {
-    let spec = VaeSpec {
-        widths: vec![16, 32, 48, 48],
-        layers_per_block: 2,
-        groups: 8,
-        scaling_factor: 0.13025,
-        shift_factor: 0.0,
-        latent_channels: 4,
-        has_post_quant_conv: true,
-        has_mid_attention: true,
-    };
+    let spec = VaeSpec::sdxl_family(&[16, 32, 48, 48], 2, 8);
     let manifest: Vec<_> = vae::manifest(&spec).into_iter().map(|(names, shape)| (names[0].clone(), shape)).collect();
     let (_dir, weights) = weights(&manifest, 4);
     let decoder = Decoder::load(&spec, &weights).expect("the decoder loads");

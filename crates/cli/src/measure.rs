@@ -131,16 +131,7 @@ pub(crate) fn decode(
     groups: usize,
     runs: usize,
 ) -> Result<Measurement> {
-    let spec = VaeSpec {
-        widths: widths.to_vec(),
-        layers_per_block,
-        groups,
-        scaling_factor: 0.13025,
-        shift_factor: 0.0,
-        latent_channels: 4,
-        has_post_quant_conv: true,
-        has_mid_attention: true,
-    };
+    let spec = VaeSpec::sdxl_family(widths, layers_per_block, groups);
     let manifest: Vec<_> = vae::manifest(&spec).into_iter().map(|(names, shape)| (names[0].clone(), shape)).collect();
     let (_dir, weights) = random_weights(&manifest)?;
     let decoder = Decoder::load(&spec, &weights)?;

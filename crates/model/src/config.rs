@@ -4,7 +4,9 @@
 //! nothing to us are listed, not refused; values that would change the picture in a way we cannot compute are.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
+use plan::request::MAX_STEPS;
 use plan::{DitSpec, KvCompress, LayerIdx, TextSpec, VaeSpec};
 use serde_json::Value;
 
@@ -49,24 +51,25 @@ impl<'a> Config<'a> {
 
     /// A whole number from 1 to a bound no real model comes near, which keeps later products in range.
     fn count(&mut self, key: &str, default: Option<usize>) -> usize {
-        self.count_to(1 << 20, key, default)
+        self.count_in(1..=1 << 20, key, default)
     }
 
     /// How many layers: each is a dozen names to look for, so the bound is closer.
     fn layers(&mut self, key: &str, default: Option<usize>) -> usize {
-        self.count_to(1 << 10, key, default)
+        self.count_in(1..=1 << 10, key, default)
     }
 
-    fn count_to(&mut self, bound: u64, key: &str, default: Option<usize>) -> usize {
+    fn count_in(&mut self, range: RangeInclusive<u64>, key: &str, default: Option<usize>) -> usize {
         let value = match (self.present(key), default) {
             (None, Some(default)) => return default,
             (value, _) => value.and_then(Value::as_u64),
         };
         match value {
-            Some(value) if (1..=bound).contains(&value) => value as usize,
+            Some(value) if range.contains(&value) => value as usize,
             _ => {
-                self.fault(key, &format!("a whole number from 1 to {bound} is needed"));
-                1
+                let (least, most) = (range.start(), range.end());
+                self.fault(key, &format!("a whole number from {least} to {most} is needed"));
+                *least as usize
             }
         }
     }
@@ -119,7 +122,8 @@ impl<'a> Config<'a> {
         self.only("out_channels", &[DitSpec::OUT_CHANNELS.into()]);
         self.only("norm_eps", &[Value::from(1e-6)]);
         self.only("qk_norm", &[false.into()]);
-        let sample_cells = self.count("sample_size", Some(128));
+        // The position code is based on tokens, of two cells each.
+        let sample_cells = self.count_in(2..=1 << 20, "sample_size", Some(128));
         // diffusers takes an absent value to mean yes for models of 1024 px.
         let conditioned = self.flag(
             "use_additional_conditions",
@@ -181,8 +185,9 @@ impl<'a> Config<'a> {
             }
         }
         let groups = self.count("norm_num_groups", Some(32));
-        let widths = self.present("block_out_channels").and_then(Value::as_array).cloned().unwrap_or_default();
-        let widths: Vec<usize> = widths.iter().filter_map(Value::as_u64).map(|width| width as usize).collect();
+        let widths = self.present("block_out_channels").and_then(Value::as_array);
+        let width = |value: &Value| value.as_u64().map(|width| width as usize);
+        let widths: Vec<usize> = widths.and_then(|all| all.iter().map(width).collect()).unwrap_or_default();
         // The latent cell must be eight pixels wide, or a multiple of 16 px would not be whole tokens.
         let fits = widths.len() == 4 && widths.iter().all(|width| (1..1 << 16).contains(width) && width % groups == 0);
         if !fits {
@@ -216,6 +221,9 @@ impl<'a> Config<'a> {
         for key in ["d_kv", "d_ff", "num_heads"] {
             self.count(key, None);
         }
+        // candle halves them twice and divides one by the other.
+        self.count_in(4..=1 << 20, "relative_attention_num_buckets", Some(32));
+        self.count("relative_attention_max_distance", Some(128));
         let defaults = serde_json::json!({
             "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "dropout_rate": 0.0,
             "layer_norm_epsilon": 1e-6, "initializer_factor": 1.0, "is_encoder_decoder": false,
@@ -255,12 +263,26 @@ impl<'a> Config<'a> {
         if self.present("trained_betas").is_some() {
             self.fault("trained_betas", "own betas are not supported");
         }
-        NoiseSchedule {
-            beta_start: self.number("beta_start", 1e-4),
-            beta_end: self.number("beta_end", 0.02),
+        let n_faults = self.n_faults();
+        let schedule = NoiseSchedule {
+            beta_start: self.beta("beta_start", 1e-4),
+            beta_end: self.beta("beta_end", 0.02),
             scaled: self.present("beta_schedule").and_then(Value::as_str) == Some("scaled_linear"),
-            n_timesteps: self.count("num_train_timesteps", Some(1000)).max(2),
+            // With fewer than a request may ask steps for, two steps would be at one timestep.
+            n_timesteps: self.count_in(u64::from(MAX_STEPS) + 1..=1 << 20, "num_train_timesteps", Some(1000)),
+        };
+        if self.n_faults() == n_faults && !schedule.is_usable() {
+            self.fault("beta_end", "with it some timestep has no noise, or nothing else");
         }
+        schedule
+    }
+
+    fn beta(&mut self, key: &str, default: f64) -> f64 {
+        let beta = self.number(key, default);
+        if beta <= 0.0 || beta >= 1.0 {
+            self.fault(key, "a number between 0 and 1 is needed");
+        }
+        beta
     }
 }
 
@@ -359,3 +381,6 @@ pub const TEXT_KEYS: &[&str] = &[
     "use_cache",
     "vocab_size",
 ];
+
+#[cfg(test)]
+mod tests;

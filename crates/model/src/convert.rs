@@ -167,6 +167,13 @@ fn split(
     renamed: &mut HashMap<String, Tensor>,
 ) -> Result<(), ConvertError> {
     let fail = |error: candle_core::Error| ConvertError(format!("tensor `{name}`: {error}"));
+    if !tensor.dim(0).map_err(fail)?.is_multiple_of(new.len()) {
+        return Err(ConvertError(format!(
+            "tensor `{name}`: shape {:?} is not {} equal parts",
+            tensor.dims(),
+            new.len()
+        )));
+    }
     for (part, new) in tensor.chunk(new.len(), 0).map_err(fail)?.iter().zip(new) {
         renamed.insert(new.clone(), part.contiguous().map_err(fail)?);
     }
@@ -189,9 +196,15 @@ impl Facts {
         let caption_width = renamed.get("caption_projection.linear_1.weight")?.dim(1).ok()?;
         let block = |idx: usize, tensor: &str| renamed.get(&format!("transformer_blocks.{idx}.{tensor}"));
         let depth = (0..).take_while(|&idx| block(idx, "scale_shift_table").is_some()).count();
+        if depth == 0 {
+            return None;
+        }
         let compressed = |idx: &usize| block(*idx, "attn1.sr.weight").is_some();
         let layers: Vec<usize> = (0..depth).filter(compressed).collect();
-        let ratio = layers.first().and_then(|&idx| block(idx, "attn1.sr.weight")?.dim(3).ok());
+        let ratio = match layers.first() {
+            Some(&idx) => Some(block(idx, "attn1.sr.weight")?.dim(3).ok()?),
+            None => None,
+        };
         // The position code is a table over the square grid trained on: its length gives the side, and the
         // first sine of the second token, sin(1 / interpolation), the divisor.
         let side = places.and_then(|places| places.dim(1).ok()).map(usize::isqrt);
@@ -296,3 +309,6 @@ fn write(
     let text = serde_json::to_string_pretty(config).map_err(|error| fail(&path, &error))?;
     std::fs::write(&path, text + "\n").map_err(|error| fail(&path, &error))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use crate::config::{self, Config, DIT_KEYS, TEXT_KEYS, VAE_KEYS};
 use crate::sampler::NoiseSchedule;
 use crate::text::TextWeights;
 use crate::tokenizer::Tokenizer;
-use crate::weights::{Weights, file_name};
+use crate::weights::{Weights, file_name, is_readable};
 use crate::{dit, vae};
 
 /// Folders of the networks, whose values can be checked.
@@ -345,7 +345,8 @@ impl Places<'_> {
         faults: &mut Vec<String>,
     ) -> Option<TextWeights> {
         let dir = self.part(TEXT, faults)?;
-        let files = std::fs::read_dir(&dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        let files = std::fs::read_dir(&dir).map_err(|error| faults.push(format!("{TEXT}: {}: {error}", dir.display())));
+        let files = files.ok()?.filter_map(|entry| Some(entry.ok()?.path()));
         let (mut plain, mut quantized) = (false, None);
         for path in files {
             match path.extension().and_then(|ending| ending.to_str()) {
@@ -378,6 +379,10 @@ fn check_tensors(part: &str, weights: &Weights, wanted: &Manifest, faults: &mut 
             faults.push(format!("{part}: tensor `{}` is missing, shape {shape:?}", names[0]));
             continue;
         };
+        if !is_readable(header.dtype) {
+            let dtype = header.dtype;
+            faults.push(format!("{part}: tensor `{}` is of type {dtype:?}: f32, f16 or bf16 is needed", names[0]));
+        }
         // 1×1 convolutions and linear layers are the same weights under two shapes.
         let squeezed = |shape: &[usize]| {
             let end = shape.iter().rposition(|&side| side != 1).map_or(1, |last| last.max(1) + 1);
@@ -441,3 +446,6 @@ fn text_manifest(spec: &TextSpec, config: &serde_json::Value) -> Manifest {
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,6 +114,11 @@ fn update(latent: &Tensor, drawn: &Tensor, from: NoisePoint, to: NoisePoint) -> 
 }
 
 impl NoiseSchedule {
+    /// Whether every timestep is a noise level that can be computed with: some noise, some picture.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.ratios().iter().all(|ratio| ratio.is_finite() && *ratio > 0.0)
+    }
+
     /// Ratio of noise to clean latent at each timestep, with the reference's f32 roundings on the way.
     fn ratios(&self) -> Vec<f64> {
         let ends = [self.beta_start, self.beta_end].map(|beta| if self.scaled { libm::sqrt(beta) } else { beta });

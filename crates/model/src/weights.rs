@@ -52,14 +52,16 @@ impl Weights {
                 Err(fault) => faults.push(format!("{part}/{}: {fault}", file_name(&path))),
             }
         }
-        if !faults.is_empty() {
-            return Err(faults);
-        }
         let mut index = BTreeMap::new();
         for (file_idx, file) in files.iter().enumerate() {
-            index.extend(file.metadata.tensors().into_keys().map(|name| (name, file_idx)));
+            for name in file.metadata.tensors().into_keys() {
+                if let Some(other) = index.insert(name.clone(), file_idx) {
+                    let [first, second] = [other, file_idx].map(|idx| file_name(&files[idx].path));
+                    faults.push(format!("{part}: tensor `{name}` is in both {first} and {second}"));
+                }
+            }
         }
-        Ok(Self { files, index })
+        if faults.is_empty() { Ok(Self { files, index }) } else { Err(faults) }
     }
 
     /// Names of all tensors, sorted.
@@ -147,6 +149,11 @@ fn no_such(name: &str) -> candle_core::Error {
     candle_core::Error::Msg(format!("no tensor `{name}`"))
 }
 
+/// The types weights may be stored in.
+pub(crate) fn is_readable(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
 /// Little-endian values as f32.
 fn widen(bytes: &[u8], dtype: Dtype) -> candle_core::Result<Vec<f32>> {
     let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
@@ -163,13 +170,15 @@ fn widen(bytes: &[u8], dtype: Dtype) -> candle_core::Result<Vec<f32>> {
 impl WeightFile {
     fn open(path: &Path) -> Result<Self, String> {
         let map = MappedFile::open(path).map_err(|error| error.to_string())?;
-        if is_pickle(&map) {
-            return Err("is a pickle, which is never loaded for rendering: use safetensors, or `fresco model convert` for an original checkpoint".into());
-        }
         // Checks the header, that tensors neither overlap nor leave holes, and that the file ends where they do.
-        SafeTensors::deserialize(&map).map_err(|error| {
-            format!("is truncated or is no safetensors file ({error}, {} bytes): fetch it again", map.len())
-        })?;
+        if let Err(error) = SafeTensors::deserialize(&map) {
+            // Asked only now: the length that a safetensors file begins with may look like the start of a pickle.
+            return Err(if is_pickle(&map) {
+                "is a pickle, which is never loaded for rendering: use safetensors, or `fresco model convert` for an original checkpoint".into()
+            } else {
+                format!("is truncated or is no safetensors file ({error}, {} bytes): fetch it again", map.len())
+            });
+        }
         let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(|error| error.to_string())?;
         Ok(Self { path: path.to_owned(), start: header_len + 8, map, metadata })
     }
@@ -233,3 +242,6 @@ fn shards(dir: &Path, index: &str) -> Result<Vec<PathBuf>, String> {
     }
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,16 +71,7 @@ mod tests {
     use super::*;
 
     fn sdxl() -> VaeSpec {
-        VaeSpec {
-            widths: vec![128, 256, 512, 512],
-            layers_per_block: 2,
-            groups: 32,
-            scaling_factor: 0.13025,
-            shift_factor: 0.0,
-            latent_channels: 4,
-            has_post_quant_conv: true,
-            has_mid_attention: true,
-        }
+        VaeSpec::sdxl_family(&[128, 256, 512, 512], 2, 32)
     }
 
     #[test]

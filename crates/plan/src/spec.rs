@@ -112,6 +112,20 @@ pub struct VaeSpec {
 }
 
 impl VaeSpec {
+    /// A decoder as the SDXL family has it, of any size: `widths` finest first.
+    pub fn sdxl_family(widths: &[usize], layers_per_block: usize, groups: usize) -> Self {
+        Self {
+            widths: widths.to_vec(),
+            layers_per_block,
+            groups,
+            scaling_factor: 0.13025,
+            shift_factor: 0.0,
+            latent_channels: DitSpec::IN_CHANNELS,
+            has_post_quant_conv: true,
+            has_mid_attention: true,
+        }
+    }
+
     /// Pixels per latent cell on each side.
     pub fn factor(&self) -> usize {
         1 << (self.widths.len() - 1)
