@@ -21,8 +21,17 @@ pub struct Attempt {
     /// Ranks that stopped; none while nobody was asked to.
     #[serde(skip)]
     pub(crate) stopped: Option<BTreeSet<Rank>>,
+    /// Whether it stops for nothing but to be split anew by speed.
+    #[serde(skip)]
+    pub(crate) stops_for_speed: bool,
     #[serde(skip)]
     pub(crate) is_decoding: bool,
+    /// A rank blamed another: when to give up if nobody says more, and what it said.
+    #[serde(skip)]
+    pub(crate) suspected: Option<(Millis, String)>,
+    /// Workers that were free when it began and would not have made it faster.
+    #[serde(skip)]
+    pub(crate) passed_over: BTreeSet<WorkerId>,
     /// After a restart: ranks that are back, until when the others may come.
     #[serde(skip)]
     pub(crate) reattaching: Option<(BTreeSet<Rank>, Millis)>,
@@ -32,9 +41,28 @@ pub struct Attempt {
 
 impl Attempt {
     /// An attempt that begins behind `n_steps_before` steps.
-    pub fn new(epoch: Epoch, image: ImageId, mesh: Mesh, seats: Vec<WorkerId>, n_steps_before: usize) -> Self {
+    pub(crate) fn new(epoch: Epoch, image: ImageId, mesh: Mesh, seats: Vec<WorkerId>, n_steps_before: usize) -> Self {
         let paces = vec![None; seats.len()];
-        Self { epoch, image, mesh, seats, n_steps_before, stopped: None, is_decoding: false, reattaching: None, paces }
+        Self {
+            epoch,
+            image,
+            mesh,
+            seats,
+            n_steps_before,
+            stopped: None,
+            stops_for_speed: false,
+            is_decoding: false,
+            suspected: None,
+            passed_over: BTreeSet::new(),
+            reattaching: None,
+            paces,
+        }
+    }
+
+    /// When it is given up, if nothing happens before.
+    pub(crate) fn due(&self) -> Option<Millis> {
+        let suspected = self.suspected.as_ref().map(|(due, _)| *due);
+        suspected.or(self.reattaching.as_ref().map(|(_, until)| *until))
     }
 
     /// The rank `worker` sits at.
@@ -45,21 +73,22 @@ impl Attempt {
     /// Takes in how long a rank computed in a step.
     pub(crate) fn measured(&mut self, rank: Rank, is_guided: bool, compute_ms: f64) {
         const WEIGHT: f64 = 0.5;
-        if !compute_ms.is_finite() || compute_ms <= 0.0 || usize::from(rank.0) >= self.seats.len() {
+        const SHORTEST_MS: f64 = 1e-3;
+        let Some(smoothed) = self.paces.get_mut(usize::from(rank.0)) else { return };
+        if !compute_ms.is_finite() || compute_ms < SHORTEST_MS {
             return;
         }
         let work = (self.mesh.band(rank).n_rows() * self.mesh.branches(rank, is_guided).len()) as f64;
         let pace = work / compute_ms;
-        let smoothed = &mut self.paces[usize::from(rank.0)];
         *smoothed = Some(smoothed.map_or(pace, |before| before + WEIGHT * (pace - before)));
     }
 
     /// Length of a step of this mesh for ranks of these speeds, in the measure of [`Mesh::choose`].
     pub(crate) fn cost(&self, is_guided: bool, speeds: &[f64]) -> f64 {
-        let of = |rank: Rank| {
+        let of = |(rank, speed): (Rank, &f64)| {
             let work = self.mesh.band(rank).n_rows() * self.mesh.branches(rank, is_guided).len();
-            work as f64 / speeds[usize::from(rank.0)].max(f64::MIN_POSITIVE)
+            work as f64 / speed.max(f64::MIN_POSITIVE)
         };
-        self.mesh.ranks().map(of).fold(0.0, f64::max)
+        self.mesh.ranks().zip(speeds).map(of).fold(0.0, f64::max)
     }
 }

@@ -59,9 +59,9 @@ pub struct Image {
     pub n_steps_done: usize,
     /// The attempt it is in.
     pub epoch: Option<Epoch>,
-    /// The numeric class it began in, from its first step on.
+    /// The numeric class of its last attempt; binding once it has a step done.
     pub numeric_class: Option<String>,
-    /// The weights it began with, likewise.
+    /// The weights of its last attempt, likewise.
     pub weights_sha256: Option<String>,
     /// The picture.
     pub artifact: Option<ArtifactRef>,
@@ -73,6 +73,8 @@ pub struct Image {
     pub n_losses: u32,
     /// Values that were not finite, so far.
     pub n_not_finite: u32,
+    /// Stops to split it anew by speed, so far.
+    pub n_resplits: u32,
     /// Whom to spare it, if there are others.
     pub avoid: BTreeSet<WorkerId>,
     /// Not to be tried before. Not kept over restarts.
@@ -81,21 +83,7 @@ pub struct Image {
 
 impl Job {
     pub(crate) fn new(id: JobId, number: u64, request_id: String, spec: JobSpec) -> Self {
-        let image = Image {
-            phase: Phase::Queued,
-            n_steps_done: 0,
-            epoch: None,
-            numeric_class: None,
-            weights_sha256: None,
-            artifact: None,
-            message: String::new(),
-            n_failures: 0,
-            n_losses: 0,
-            n_not_finite: 0,
-            avoid: BTreeSet::new(),
-            not_before: Millis(0),
-        };
-        let images = vec![image; spec.count as usize];
+        let images = vec![Image::new(); spec.count as usize];
         Self { id, request_id, number, spec, revision: 1, images }
     }
 
@@ -127,11 +115,6 @@ impl Job {
         let id = |idx: usize| ImageId { job: self.id.clone(), image: ImageIdx(idx as u32) };
         self.images.iter().enumerate().map(move |(idx, image)| (id(idx), image))
     }
-
-    /// Images that are neither done nor given up.
-    pub(crate) fn n_open(&self) -> usize {
-        self.images.iter().filter(|image| image.is_open()).count()
-    }
 }
 
 impl Image {
@@ -139,9 +122,9 @@ impl Image {
         matches!(self.phase, Phase::Queued | Phase::Running)
     }
 
-    /// Back to how it was submitted.
-    pub(crate) fn begin_anew(&mut self) {
-        *self = Self {
+    /// As it is submitted.
+    pub(crate) fn new() -> Self {
+        Self {
             phase: Phase::Queued,
             n_steps_done: 0,
             epoch: None,
@@ -152,8 +135,9 @@ impl Image {
             n_failures: 0,
             n_losses: 0,
             n_not_finite: 0,
+            n_resplits: 0,
             avoid: BTreeSet::new(),
             not_before: Millis(0),
-        };
+        }
     }
 }

@@ -11,6 +11,7 @@ mod job;
 mod member;
 mod output;
 mod place;
+mod queue;
 
 pub use attempt::Attempt;
 pub use control::{Config, Control, Counters};

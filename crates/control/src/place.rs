@@ -1,104 +1,101 @@
-//! Who gets which image: images first, then more workers for those that are left; a change at a step boundary when
-//! it is worth it.
+//! Who gets which image: images first, then more workers for those that are left.
+//!
+//! When to stop an attempt for a better split is in `place/stop.rs`.
 
-use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
-use plan::{Assignment, Epoch, ImageId, ImageIdx, Mesh, Millis, ModelFacts, Peer, Rank, WorkerId};
+use plan::{Assignment, Epoch, ImageId, JobId, Mesh, ModelFacts, Peer, Rank, WorkerId};
 
 use crate::attempt::Attempt;
 use crate::control::Control;
-use crate::job::{Image, Job, Phase};
+use crate::job::Phase;
 use crate::member::Member;
 use crate::output::{Output, Record};
+use crate::queue::{Need, Turn};
 
-/// Steps that must be left for a stop to be worth it.
-const FEWEST_STEPS_LEFT: usize = 2;
+mod stop;
+
+/// Images of one need that are told what they wait for: all would be a flood, and the queue moves them up.
+const MOST_TOLD: usize = 16;
+
+/// An image and who is to make it.
+struct Team {
+    image: ImageId,
+    need: Need,
+    workers: Vec<WorkerId>,
+}
 
 impl Control {
     /// Gives free members work, and asks attempts to stop where another split would be better.
-    pub(crate) fn place(&mut self, now: Millis) {
-        self.assign_waiting(now);
+    pub(crate) fn place(&mut self) {
+        self.assign_waiting();
         self.release_drained();
-        let waiting = self.waiting(now);
-        let stops: Vec<Epoch> = self
-            .attempts
-            .values()
-            .filter(|attempt| self.can_stop(attempt) && self.should_stop(attempt, &waiting))
-            .map(|attempt| attempt.epoch)
-            .collect();
-        for epoch in stops {
-            let Some(attempt) = self.attempts.get_mut(&epoch) else { continue };
-            let Some(first) = attempt.seats.first().cloned() else { continue };
-            attempt.stopped.get_or_insert_default();
-            if let Some(session) = self.members.get(&first).map(|member| member.session) {
-                self.put(Output::Stop { worker: first, session, epoch });
-            }
-        }
+        self.ask_to_stop();
+        self.say_what_is_missing();
     }
 
-    /// Images that wait and may be tried, the oldest job's first.
-    fn waiting(&self, now: Millis) -> Vec<ImageId> {
-        let mut jobs: Vec<&Job> = self.jobs.values().filter(|job| job.n_open() > 0).collect();
-        jobs.sort_by_key(|job| job.number);
-        let images = jobs
-            .into_iter()
-            .flat_map(|job| job.images.iter().enumerate().map(|(idx, image)| (&job.id, ImageIdx(idx as u32), image)));
-        let may_be_tried = |image: &Image| image.phase == Phase::Queued && image.not_before <= now;
-        let waiting = images.filter(|(_, _, image)| may_be_tried(image));
-        waiting.map(|(job, image, _)| ImageId { job: job.clone(), image }).collect()
-    }
-
-    fn assign_waiting(&mut self, now: Millis) {
-        let waiting = self.waiting(now);
+    fn assign_waiting(&mut self) {
         let mut free: Vec<WorkerId> = {
             let mut free: Vec<_> = self.members.iter().filter(|(_, member)| member.is_free()).collect();
             // Fastest first; names decide between equals.
             free.sort_by(|a, b| b.1.speed.total_cmp(&a.1.speed).then(a.0.cmp(b.0)));
             free.into_iter().map(|(worker, _)| worker.clone()).collect()
         };
-        let mut teams: Vec<(ImageId, Vec<WorkerId>)> = Vec::new();
-        for image in waiting {
-            if free.is_empty() {
-                break;
-            }
-            let fits = |worker: &&WorkerId| self.suits(&image, worker, true);
-            let found = free.iter().find(fits).or_else(|| free.iter().find(|worker| self.suits(&image, worker, false)));
-            match found.cloned() {
-                Some(worker) => {
-                    free.retain(|other| *other != worker);
-                    teams.push((image, vec![worker]));
-                }
-                None => self.say_what_is_missing(&image),
+        if free.is_empty() {
+            return;
+        }
+        let mut teams: Vec<Team> = Vec::new();
+        let meets =
+            |need: &Need, worker: &WorkerId| self.members.get(worker).is_some_and(|member| need.is_met_by(member));
+        let mut queues: Vec<_> = self.queue.ready().map(|(need, turns)| (need, turns.iter())).collect();
+        loop {
+            // A queue nobody who is free can serve need not be walked.
+            queues.retain(|(need, turns)| turns.len() > 0 && free.iter().any(|worker| meets(need, worker)));
+            let next = queues.iter_mut().min_by_key(|(_, turns)| turns.clone().next());
+            let Some((need, Some((_, image)))) = next.map(|(need, turns)| (*need, turns.next())) else { break };
+            if let Some(worker) = self.worker_for(image, need, &free) {
+                free.retain(|other| *other != worker);
+                teams.push(Team { image: image.clone(), need: need.clone(), workers: vec![worker] });
             }
         }
+        drop(queues);
         // Who is left joins the team that is weakest.
+        let speed = |worker: &WorkerId| self.members.get(worker).map_or(1.0, |member| member.speed);
         for worker in free {
-            let strength = |team: &[WorkerId]| team.iter().map(|worker| self.speed(worker)).sum::<f64>();
-            let class = |team: &[WorkerId]| team.first().and_then(|first| self.members.get(first));
-            let may_join = |(image, team): &&mut (ImageId, Vec<WorkerId>)| {
-                self.suits(image, &worker, true)
-                    && class(team)
-                        .zip(self.members.get(&worker))
-                        .is_some_and(|(first, other)| first.hello.numeric_class == other.hello.numeric_class)
-            };
-            let weakest =
-                teams.iter_mut().filter(may_join).min_by(|(_, a), (_, b)| strength(a).total_cmp(&strength(b)));
-            if let Some((_, team)) = weakest {
-                team.push(worker);
+            let strength = |team: &Team| team.workers.iter().map(speed).sum::<f64>();
+            let may_join = |team: &&mut Team| self.may_join(team, &worker);
+            let weakest = teams.iter_mut().filter(may_join).min_by(|a, b| strength(a).total_cmp(&strength(b)));
+            if let Some(team) = weakest {
+                team.workers.push(worker);
             }
         }
-        for (image, team) in teams {
-            self.assign(&image, &team);
+        for team in teams {
+            self.assign(&team.image, &team.workers);
         }
     }
 
-    /// Whether a worker can serve an image: weights, numeric class, and, if `spares`, not where it failed before.
-    fn suits(&self, id: &ImageId, worker: &WorkerId, spares: bool) -> bool {
-        let (Some(image), Some(member)) = (self.image(id), self.members.get(worker)) else { return false };
-        let Some(facts) = self.facts(id, member) else { return false };
-        let class = image.numeric_class.as_ref().is_none_or(|class| *class == member.hello.numeric_class);
-        let weights = image.weights_sha256.as_ref().is_none_or(|sha256| *sha256 == facts.id.weights_sha256);
-        class && weights && !(spares && image.avoid.contains(worker))
+    /// The fastest of the free that can serve an image; one that failed at it only if there is no other in the farm.
+    fn worker_for(&self, image: &ImageId, need: &Need, free: &[WorkerId]) -> Option<WorkerId> {
+        let avoid = &self.image(image)?.avoid;
+        let serves = |worker: &&WorkerId| self.members.get(*worker).is_some_and(|member| need.is_met_by(member));
+        let is_spared = |worker: &&WorkerId| avoid.contains(*worker);
+        let is_there_another = || {
+            let stays = |(_, member): &(&WorkerId, &Member)| !member.is_draining && need.is_met_by(member);
+            self.members.iter().filter(stays).any(|(worker, _)| !avoid.contains(worker))
+        };
+        match free.iter().filter(serves).find(|worker| !is_spared(worker)) {
+            None if !avoid.is_empty() && is_there_another() => None,
+            None => free.iter().find(serves).cloned(),
+            found => found.cloned(),
+        }
+    }
+
+    /// Whether a worker may work together with a team: the same weights, and bytes that are equal.
+    fn may_join(&self, team: &Team, worker: &WorkerId) -> bool {
+        let is_spared = self.image(&team.image).is_none_or(|image| image.avoid.contains(worker));
+        let first = team.workers.first().and_then(|first| self.members.get(first));
+        let model = &team.need.model;
+        !is_spared && first.zip(self.members.get(worker)).is_some_and(|(first, other)| first.equals(other, model))
     }
 
     fn facts<'a>(&self, id: &ImageId, member: &'a Member) -> Option<&'a ModelFacts> {
@@ -109,27 +106,19 @@ impl Control {
         self.members.get(worker).map_or(1.0, |member| member.speed)
     }
 
-    fn say_what_is_missing(&mut self, id: &ImageId) {
-        let Some(model) = self.jobs.get(&id.job).map(|job| job.spec.model.clone()) else { return };
-        let has_model = self.members.values().any(|member| member.facts(&model).is_some());
-        let message = match self.image(id).and_then(|image| image.numeric_class.as_ref()) {
-            Some(class) if has_model => format!("waits for a worker of numeric class {class}, in which it began"),
-            _ => format!("waits for a worker that has the model `{model}`"),
-        };
-        if self.image(id).is_some_and(|image| image.message != message) {
-            self.change(id, |image| image.message = message);
-        }
-    }
-
     /// A new attempt at an image by a team.
     fn assign(&mut self, id: &ImageId, team: &[WorkerId]) {
         let Some(job) = self.jobs.get(&id.job) else { return };
         let (request, artifact) = (job.request(id.image), job.spec.artifact);
-        let n_steps_done = self.image(id).map_or(0, |image| image.n_steps_done);
-        let Some(facts) = team.first().and_then(|first| self.members.get(first)).and_then(|m| self.facts(id, m)) else {
-            return;
-        };
-        let facts = facts.clone();
+        let Some(image) = self.image(id) else { return };
+        let Some(first) = team.first().and_then(|first| self.members.get(first)) else { return };
+        let Some(facts) = self.facts(id, first).cloned() else { return };
+        let n_steps_done = image.n_steps_done;
+        let (numeric_class, weights_sha256) = (first.hello.numeric_class.clone(), facts.id.weights_sha256.clone());
+        // Rows that an attempt of another class left behind must not be put together with this one's.
+        let differs = |before: &Option<String>, other| before.as_ref().is_some_and(|before| before != other);
+        let begins_anew =
+            differs(&image.numeric_class, &numeric_class) || differs(&image.weights_sha256, &weights_sha256);
         let mut team: Vec<(f64, WorkerId)> = team.iter().map(|worker| (self.speed(worker), worker.clone())).collect();
         team.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let speeds: Vec<f64> = team.iter().map(|(speed, _)| *speed).collect();
@@ -138,16 +127,28 @@ impl Control {
         let seats: Vec<WorkerId> = choice.seats.iter().map(|seat| team[*seat].1.clone()).collect();
 
         let epoch = self.next_epoch;
-        self.next_epoch = Epoch(epoch.0 + 1);
+        self.next_epoch = Epoch(epoch.0.saturating_add(1));
         self.put(Output::Persist(Box::new(Record::NextEpoch(self.next_epoch))));
-        let attempt = Attempt::new(epoch, id.clone(), choice.mesh.clone(), seats.clone(), n_steps_done);
+        if begins_anew {
+            self.put(Output::DropCheckpoint { image: id.clone() });
+        }
+        let mut attempt = Attempt::new(epoch, id.clone(), choice.mesh.clone(), seats.clone(), n_steps_done);
+        let others = team.into_iter().map(|(_, worker)| worker).filter(|worker| !seats.contains(worker));
+        attempt.passed_over = others.collect();
         self.attempts.insert(epoch, attempt);
         for worker in &seats {
             if let Some(member) = self.members.get_mut(worker) {
                 member.epoch = Some(epoch);
             }
         }
-        self.change(id, |image| (image.phase, image.epoch) = (Phase::Running, Some(epoch)));
+        let was_told = self.told.remove(&self.turn(id));
+        self.change(id, |image| {
+            (image.phase, image.epoch) = (Phase::Running, Some(epoch));
+            (image.numeric_class, image.weights_sha256) = (Some(numeric_class), Some(weights_sha256));
+            if was_told {
+                image.message.clear();
+            }
+        });
         let peer = |worker: &WorkerId| {
             let address = self.members.get(worker).map(|member| member.hello.address.clone());
             Peer { worker: worker.clone(), address: address.unwrap_or_default() }
@@ -179,60 +180,56 @@ impl Control {
         }
     }
 
-    fn can_stop(&self, attempt: &Attempt) -> bool {
-        let Some(job) = self.jobs.get(&attempt.image.job) else { return false };
-        let n_steps_done = self.image(&attempt.image).map_or(0, |image| image.n_steps_done);
-        let n_left = (job.spec.request.steps as usize).saturating_sub(n_steps_done);
-        attempt.stopped.is_none()
-            && attempt.reattaching.is_none()
-            && !attempt.is_decoding
-            && n_left >= FEWEST_STEPS_LEFT
+    fn turn(&self, id: &ImageId) -> Turn {
+        (self.jobs.get(&id.job).map_or(0, |job| job.number), id.clone())
     }
 
-    /// Whether the members of an attempt would better be dealt anew.
-    fn should_stop(&self, attempt: &Attempt, waiting: &[ImageId]) -> bool {
-        let members = attempt.seats.iter().filter_map(|seat| self.members.get(seat));
-        if members.clone().any(|member| member.is_draining) {
-            return true;
-        }
-        let n_steps_done = self.image(&attempt.image).map_or(0, |image| image.n_steps_done);
-        if n_steps_done < attempt.n_steps_before + 1 {
-            return false;
-        }
-        // Images first: two halves of two images are done no sooner than one after the other, whole ones are.
-        let could_serve = |id: &ImageId| attempt.seats.iter().any(|seat| self.suits(id, seat, true));
-        if attempt.seats.len() > 1 && waiting.iter().any(could_serve) {
-            return true;
-        }
-        if !waiting.is_empty() {
-            return false;
-        }
-        let class = members.clone().next().map(|member| member.hello.numeric_class.clone());
-        let joins = self.members.iter().filter(|(worker, member)| {
-            member.is_free()
-                && Some(&member.hello.numeric_class) == class.as_ref()
-                && self.suits(&attempt.image, worker, true)
-        });
-        let joins: Vec<f64> = joins.map(|(_, member)| member.speed).collect();
-        let is_settled = n_steps_done >= attempt.n_steps_before + self.config.replan_after_steps;
-        let is_measured = attempt.seats.len() == 1 || attempt.paces.iter().all(Option::is_some);
-        if joins.is_empty() && !(is_settled && is_measured) {
-            return false;
-        }
-        self.gain(attempt, &joins) > self.config.replan_gain
+    /// Whether a member could serve it, now or later.
+    fn is_met(&self, need: &Need) -> bool {
+        self.members.values().any(|member| !member.is_draining && need.is_met_by(member))
     }
 
-    /// Share of a step that a new split would save, were the members `joins` to join.
-    fn gain(&self, attempt: &Attempt, joins: &[f64]) -> f64 {
-        let Some(job) = self.jobs.get(&attempt.image.job) else { return 0.0 };
-        let first = attempt.seats.first().and_then(|seat| self.members.get(seat));
-        let Some(facts) = first.and_then(|member| self.facts(&attempt.image, member)) else { return 0.0 };
-        let is_guided = job.spec.request.is_guided();
-        let speeds: Vec<f64> = attempt.seats.iter().map(|seat| self.speed(seat)).collect();
-        let now = attempt.cost(is_guided, &speeds);
-        let mut all: Vec<f64> = speeds.into_iter().chain(joins.iter().copied()).collect();
-        all.sort_by_key(|speed| Reverse(speed.to_bits()));
-        let grid = job.spec.request.size.latent(facts.vae_factor).tokens();
-        1.0 - Mesh::choose(grid, facts.kv_ratio, is_guided, &all).cost / now
+    /// Tells the first images of each queue that nobody can serve; takes it back from those that can be served again.
+    fn say_what_is_missing(&mut self) {
+        let unmet: BTreeSet<&Need> =
+            self.queue.ready().map(|(need, _)| need).filter(|need| !self.is_met(need)).collect();
+        let is_over = |turn: &&Turn| self.need(&turn.1).is_none_or(|need| !unmet.contains(&need));
+        let over: Vec<Turn> = self.told.iter().filter(is_over).cloned().collect();
+        let waiting = self.queue.ready().filter(|(need, _)| unmet.contains(need));
+        let silent = waiting.flat_map(|(_, turns)| turns.iter().take(MOST_TOLD));
+        let silent: Vec<Turn> = silent.filter(|turn| !self.told.contains(*turn)).cloned().collect();
+        for turn in over {
+            self.told.remove(&turn);
+            if self.image(&turn.1).is_some_and(|image| image.phase == Phase::Queued) {
+                self.change(&turn.1, |image| image.message.clear());
+            }
+        }
+        for (_, image) in silent {
+            self.say_what_image_waits_for(&image);
+        }
+    }
+
+    /// Tells a new job, however far behind in the queue it is.
+    pub(crate) fn say_what_job_waits_for(&mut self, job: &JobId) {
+        let first = ImageId { job: job.clone(), image: plan::ImageIdx(0) };
+        if self.need(&first).is_some_and(|need| !self.is_met(&need)) {
+            self.say_what_image_waits_for(&first);
+        }
+    }
+
+    fn say_what_image_waits_for(&mut self, id: &ImageId) {
+        let Some(need) = self.need(id) else { return };
+        let model = need.model;
+        let has_model = self.members.values().any(|member| !member.is_draining && member.facts(&model).is_some());
+        let message = match need.begun {
+            Some(begun) if has_model => {
+                format!("waits for a worker of numeric class {}, in which it began", begun.numeric_class)
+            }
+            _ => format!("waits for a worker that has the model `{model}`"),
+        };
+        self.told.insert(self.turn(id));
+        if self.image(id).is_some_and(|image| image.message != message) {
+            self.change(id, |image| image.message = message);
+        }
     }
 }

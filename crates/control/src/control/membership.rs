@@ -1,0 +1,170 @@
+//! Who is in: joining, leases, leaving.
+
+use plan::{Epoch, ImageId, ModelFacts, Rank, WorkerId};
+
+use super::Control;
+use crate::input::{Hello, Running, SessionId};
+use crate::member::Member;
+use crate::output::Output;
+use crate::queue::Need;
+
+impl Control {
+    pub(super) fn join(&mut self, worker: WorkerId, session: SessionId, hello: Hello) {
+        let known = self.members.get(&worker);
+        // A session is younger the higher its number: one that arrives behind its successor is over.
+        if known.is_some_and(|member| member.session >= session && member.hello.incarnation == hello.incarnation) {
+            self.counters.old_session += 1;
+            return;
+        }
+        if let Some(reason) = self.why_not(&worker, &hello) {
+            self.counters.refused += 1;
+            self.put(Output::Refuse { session, reason });
+            return;
+        }
+        let lease_ttl_ms = self.config.lease_ttl_ms;
+        let (lease_until, running) = (self.now + lease_ttl_ms, hello.running);
+        let before = self.members.remove(&worker);
+        if let Some(before) = &before {
+            self.put(Output::Expel { worker: worker.clone(), session: before.session });
+        }
+        let speed = before.as_ref().map_or(hello.flop_per_s, |before| before.speed);
+        let is_draining = before.as_ref().is_some_and(|before| before.is_draining);
+        let mut member = Member { session, lease_until, is_draining, epoch: None, speed: Member::usable(speed), hello };
+        self.put(Output::Welcome { worker: worker.clone(), session, lease_ttl_ms });
+        let seat = running.and_then(|running| self.take_seat(&worker, session, running));
+        let seat = seat.or_else(|| self.seat_left_in_order(&worker));
+        member.epoch = seat;
+        if let Some(Running { epoch, .. }) = running.filter(|running| Some(running.epoch) != seat) {
+            self.put(Output::Abort { worker: worker.clone(), session, epoch });
+        }
+        self.members.insert(worker.clone(), member);
+        // A seat it holds and knows nothing of: its process is another one, or the assignment never came.
+        let held = self.attempts.values().filter(|attempt| attempt.rank_of(&worker).is_some());
+        let forgotten: Vec<Epoch> = held.map(|attempt| attempt.epoch).filter(|epoch| Some(*epoch) != seat).collect();
+        for epoch in forgotten {
+            self.requeue_after_loss(epoch, None, format!("worker {worker} began anew"));
+        }
+    }
+
+    /// The seat a worker says it holds, if it is its own still.
+    fn take_seat(&mut self, worker: &WorkerId, session: SessionId, running: Running) -> Option<Epoch> {
+        let attempt = self.attempts.get_mut(&running.epoch)?;
+        if attempt.rank_of(worker) != Some(running.rank) {
+            return None;
+        }
+        if let Some((back, _)) = attempt.reattaching.as_mut() {
+            back.insert(running.rank);
+            if back.len() == attempt.seats.len() {
+                attempt.reattaching = None;
+            }
+        }
+        // The session before may have broken off before the order came through.
+        if attempt.stopped.is_some() && running.rank == Rank(0) {
+            let (worker, epoch) = (worker.clone(), running.epoch);
+            self.put(Output::Stop { worker, session, epoch });
+        }
+        Some(running.epoch)
+    }
+
+    /// The seat of a worker that stopped as asked and has said so: it has nothing at work, and lost nothing.
+    fn seat_left_in_order(&self, worker: &WorkerId) -> Option<Epoch> {
+        let has_stopped = |attempt: &&crate::Attempt| {
+            attempt.rank_of(worker).is_some_and(|rank| attempt.stopped.as_ref().is_some_and(|all| all.contains(&rank)))
+        };
+        self.attempts.values().find(has_stopped).map(|attempt| attempt.epoch)
+    }
+
+    /// Why a worker is not wanted, and the way out.
+    fn why_not(&self, worker: &WorkerId, hello: &Hello) -> Option<String> {
+        if hello.version != self.config.version {
+            let (found, expected) = (&hello.version, &self.config.version);
+            return Some(format!("it runs version {found}, this farm {expected}: install {expected} there"));
+        }
+        let known = self.members.get(worker);
+        if known.is_some_and(|member| member.hello.incarnation != hello.incarnation) {
+            return Some(format!("a worker named `{worker}` is here already: give this one another name with --name"));
+        }
+        hello.models.iter().enumerate().find_map(|(idx, facts)| {
+            let name = &facts.id.name;
+            if facts.kv_ratio == 0 || facts.vae_factor == 0 {
+                return Some(format!("its model `{name}` has a ratio of 0: verify that model's folder"));
+            }
+            if hello.models[..idx].iter().any(|other| other.id.name == *name) {
+                return Some(format!("it has two models named `{name}`: give one of them another name"));
+            }
+            self.other_weights(worker, facts)
+        })
+    }
+
+    /// Who holds a model's name with other weights: a member, or an image that began with them.
+    fn other_weights(&self, worker: &WorkerId, facts: &ModelFacts) -> Option<String> {
+        let short = |sha256: &str| sha256.chars().take(12).collect::<String>();
+        let (name, sha256) = (&facts.id.name, &facts.id.weights_sha256);
+        let others = self.members.iter().filter(|(other, _)| *other != worker);
+        let mut others = others.filter_map(|(other, member)| Some((other, &member.facts(name)?.id.weights_sha256)));
+        if let Some((other, found)) = others.find(|(_, found)| *found != sha256) {
+            return Some(format!(
+                "its weights of model `{name}` have the sha256 {}, those of worker `{other}` {}: copy that \
+                 model's folder, or give one of them another name",
+                short(sha256),
+                short(found)
+            ));
+        }
+        let at_work = self.attempts.values().filter_map(|attempt| Some((self.need(&attempt.image)?, &attempt.image)));
+        let waiting = self.queue.needs().map(|(need, image)| (need.clone(), image));
+        let differs = |(need, image): (Need, &ImageId)| {
+            let begun = need.begun.filter(|begun| need.model == *name && begun.weights_sha256 != *sha256)?;
+            Some((begun.weights_sha256, image.job.clone()))
+        };
+        let (found, job) = waiting.chain(at_work).find_map(differs)?;
+        Some(format!(
+            "its weights of model `{name}` have the sha256 {}, job `{job}` began with {}: copy that model's folder, \
+             give this one another name, or cancel that job",
+            short(sha256),
+            short(&found)
+        ))
+    }
+
+    /// The member of a session that still is one; its lease begins anew.
+    pub(super) fn renew(&mut self, worker: &WorkerId, session: SessionId) -> Option<&mut Member> {
+        let until = self.now + self.config.lease_ttl_ms;
+        match self.members.get_mut(worker).filter(|member| member.session == session) {
+            Some(member) => {
+                member.lease_until = until;
+                Some(member)
+            }
+            None => {
+                self.counters.old_session += 1;
+                None
+            }
+        }
+    }
+
+    /// Whether a message is of a living session and of the attempt its sender has a seat in.
+    pub(super) fn is_seated(&mut self, worker: &WorkerId, session: SessionId, epoch: Epoch) -> bool {
+        let Some(member) = self.renew(worker, session) else { return false };
+        let is_seated = member.epoch == Some(epoch) && self.attempts.contains_key(&epoch);
+        if !is_seated {
+            self.counters.old_epoch += 1;
+        }
+        is_seated
+    }
+
+    /// Ends the leases that are over.
+    pub(super) fn expire(&mut self) {
+        let expired = self.members.iter().filter(|(_, member)| member.lease_until <= self.now);
+        let lost: Vec<(WorkerId, SessionId)> =
+            expired.map(|(worker, member)| (worker.clone(), member.session)).collect();
+        for (worker, session) in lost {
+            self.put(Output::Expel { worker: worker.clone(), session });
+            self.lose(&worker);
+        }
+    }
+
+    pub(super) fn lose(&mut self, worker: &WorkerId) {
+        let Some(member) = self.members.remove(worker) else { return };
+        if let Some(epoch) = member.epoch {
+            self.requeue_after_loss(epoch, Some(worker), format!("worker {worker} was lost"));
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! When an attempt is asked to stop at its next step boundary: a member drains, an image waits, another split would
+//! be faster.
+//!
+//! A stop costs its image the start of an attempt, so each has to be worth it, and what was tried once is tried
+//! again only after twice as many steps.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use plan::{Epoch, Mesh, WorkerId};
+
+use crate::attempt::Attempt;
+use crate::control::Control;
+use crate::output::Output;
+use crate::queue::Need;
+
+/// Steps that must be left for a stop to be worth it.
+const FEWEST_STEPS_LEFT: usize = 2;
+/// Most times the pause between two splits by speed is doubled.
+const MOST_DOUBLINGS: u32 = 10;
+
+impl Control {
+    pub(super) fn ask_to_stop(&mut self) {
+        let draining: Vec<Epoch> = self.stoppable().filter(|attempt| self.drains(attempt)).map(|a| a.epoch).collect();
+        for epoch in draining {
+            self.stop(epoch, false);
+        }
+        for epoch in self.to_make_room() {
+            self.stop(epoch, false);
+        }
+        // One at a time: who is free can join but one image, and the next is judged by what is true then.
+        if let Some((epoch, for_speed)) = self.to_split_better() {
+            self.stop(epoch, for_speed);
+        }
+    }
+
+    fn stop(&mut self, epoch: Epoch, for_speed: bool) {
+        let Some(attempt) = self.attempts.get_mut(&epoch) else { return };
+        attempt.stopped.get_or_insert_default();
+        attempt.stops_for_speed = for_speed;
+        let Some(worker) = attempt.seats.first().cloned() else { return };
+        if let Some(session) = self.members.get(&worker).map(|member| member.session) {
+            self.put(Output::Stop { worker, session, epoch });
+        }
+    }
+
+    /// Attempts that can be stopped and went far enough for it.
+    fn stoppable(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts.values().filter(|attempt| {
+            let Some(job) = self.jobs.get(&attempt.image.job) else { return false };
+            let n_left = (job.spec.request.steps as usize).saturating_sub(self.n_steps_done(attempt));
+            attempt.stopped.is_none()
+                && attempt.reattaching.is_none()
+                && attempt.suspected.is_none()
+                && !attempt.is_decoding
+                && n_left >= FEWEST_STEPS_LEFT
+        })
+    }
+
+    fn n_steps_done(&self, attempt: &Attempt) -> usize {
+        self.image(&attempt.image).map_or(0, |image| image.n_steps_done)
+    }
+
+    /// Steps an attempt has taken; one that has taken none gained nothing yet from being begun.
+    fn n_steps_taken(&self, attempt: &Attempt) -> usize {
+        self.n_steps_done(attempt).saturating_sub(attempt.n_steps_before)
+    }
+
+    fn drains(&self, attempt: &Attempt) -> bool {
+        attempt.seats.iter().any(|seat| self.members.get(seat).is_some_and(|member| member.is_draining))
+    }
+
+    fn could_serve(&self, attempt: &Attempt, need: &Need) -> bool {
+        attempt.seats.iter().filter_map(|seat| self.members.get(seat)).any(|member| need.is_met_by(member))
+    }
+
+    /// Images first: two halves of two images are done no sooner than one after the other, whole ones are. So the
+    /// attempts with most seats stop, as many as there are images that wait for their members.
+    fn to_make_room(&self) -> Vec<Epoch> {
+        let is_shared = |attempt: &&Attempt| attempt.seats.len() > 1;
+        let waits_for_one = |need: &Need| self.attempts.values().filter(is_shared).any(|a| self.could_serve(a, need));
+        let waiting: Vec<(&Need, usize)> = self
+            .queue
+            .ready()
+            .filter(|(need, _)| waits_for_one(need))
+            .map(|(need, turns)| (need, turns.len()))
+            .collect();
+        let mut n_waiting: usize = waiting.iter().map(|(_, n)| n).sum();
+        // What is stopping already makes room for its own image and others.
+        for attempt in self.attempts.values().filter(|attempt| attempt.stopped.is_some()) {
+            n_waiting = n_waiting.saturating_sub(attempt.seats.len() - 1);
+        }
+        let mut shared: Vec<&Attempt> = self.stoppable().filter(is_shared).collect();
+        shared.retain(|attempt| self.n_steps_taken(attempt) > 0);
+        shared.retain(|attempt| waiting.iter().any(|(need, _)| self.could_serve(attempt, need)));
+        shared.sort_by_key(|attempt| (Reverse(attempt.seats.len()), attempt.epoch));
+        let mut stops = Vec::new();
+        for attempt in shared {
+            if n_waiting == 0 {
+                break;
+            }
+            n_waiting = n_waiting.saturating_sub(attempt.seats.len() - 1);
+            stops.push(attempt.epoch);
+        }
+        stops
+    }
+
+    /// The attempt that would gain most from members that are free, or from bands cut by measured speed; and whether
+    /// speed is all that it stops for.
+    fn to_split_better(&self) -> Option<(Epoch, bool)> {
+        if self.attempts.values().any(|attempt| attempt.stopped.is_some()) {
+            return None;
+        }
+        let mut best: Option<(f64, Epoch, bool)> = None;
+        for attempt in self.stoppable().filter(|attempt| self.n_steps_taken(attempt) > 0) {
+            let is_awaited = self.queue.ready().any(|(need, _)| self.could_serve(attempt, need));
+            let joins = self.joins(attempt);
+            let for_speed = joins.iter().all(|worker| attempt.passed_over.contains(*worker));
+            if is_awaited || (for_speed && !self.is_settled(attempt)) {
+                continue;
+            }
+            let gain = self.gain(attempt, &joins);
+            if gain > self.config.replan_gain && best.as_ref().is_none_or(|(most, ..)| gain > *most) {
+                best = Some((gain, attempt.epoch, for_speed));
+            }
+        }
+        best.map(|(_, epoch, for_speed)| (epoch, for_speed))
+    }
+
+    /// Members that are free and could take a seat.
+    fn joins(&self, attempt: &Attempt) -> BTreeSet<&WorkerId> {
+        let first = attempt.seats.first().and_then(|seat| self.members.get(seat));
+        let (Some(first), Some(image)) = (first, self.image(&attempt.image)) else { return BTreeSet::new() };
+        let Some(job) = self.jobs.get(&attempt.image.job) else { return BTreeSet::new() };
+        let free = self.members.iter().filter(|(worker, member)| member.is_free() && !image.avoid.contains(*worker));
+        free.filter(|(_, member)| first.equals(member, &job.spec.model)).map(|(worker, _)| worker).collect()
+    }
+
+    /// Whether an attempt went on long enough to be judged by its speeds.
+    fn is_settled(&self, attempt: &Attempt) -> bool {
+        let n_resplits = self.image(&attempt.image).map_or(0, |image| image.n_resplits);
+        let n_steps = self.config.replan_after_steps.saturating_mul(1 << n_resplits.min(MOST_DOUBLINGS));
+        let is_measured = attempt.seats.len() == 1 || attempt.paces.iter().all(Option::is_some);
+        is_measured && self.n_steps_taken(attempt) >= n_steps
+    }
+
+    /// Share of a step that a new split would save, were these members to join.
+    fn gain(&self, attempt: &Attempt, joins: &BTreeSet<&WorkerId>) -> f64 {
+        let Some(job) = self.jobs.get(&attempt.image.job) else { return 0.0 };
+        let first = attempt.seats.first().and_then(|seat| self.members.get(seat));
+        let Some(facts) = first.and_then(|member| self.facts(&attempt.image, member)) else { return 0.0 };
+        let is_guided = job.spec.request.is_guided();
+        let speeds: Vec<f64> = attempt.seats.iter().map(|seat| self.speed(seat)).collect();
+        let now = attempt.cost(is_guided, &speeds);
+        let mut all: Vec<f64> = speeds.into_iter().chain(joins.iter().map(|worker| self.speed(worker))).collect();
+        all.sort_by(|a, b| b.total_cmp(a));
+        let grid = job.spec.request.size.latent(facts.vae_factor).tokens();
+        1.0 - Mesh::choose(grid, facts.kv_ratio, is_guided, &all).cost / now
+    }
+}
