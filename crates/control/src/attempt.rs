@@ -16,6 +16,8 @@ pub struct Attempt {
     pub mesh: Mesh,
     /// Every rank's worker.
     pub seats: Vec<WorkerId>,
+    /// Every rank's process.
+    pub(crate) incarnations: Vec<String>,
     /// Steps that were done when it began.
     pub n_steps_before: usize,
     /// Ranks that stopped; none while nobody was asked to.
@@ -24,9 +26,9 @@ pub struct Attempt {
     /// Whether it stops for nothing but to be split anew by speed.
     #[serde(skip)]
     pub(crate) stops_for_speed: bool,
-    #[serde(skip)]
+    /// Whether all steps are done and the ranks make pixels of them.
     pub(crate) is_decoding: bool,
-    /// A rank blamed another: when to give up if nobody says more, and what it said.
+    /// A rank blamed another, or has ended and not said how: when to give up if nobody says more, and why.
     #[serde(skip)]
     pub(crate) suspected: Option<(Millis, String)>,
     /// Workers that were free when it began and would not have made it faster.
@@ -41,13 +43,20 @@ pub struct Attempt {
 
 impl Attempt {
     /// An attempt that begins behind `n_steps_before` steps.
-    pub(crate) fn new(epoch: Epoch, image: ImageId, mesh: Mesh, seats: Vec<WorkerId>, n_steps_before: usize) -> Self {
+    pub(crate) fn new(
+        epoch: Epoch,
+        image: ImageId,
+        mesh: Mesh,
+        (seats, incarnations): (Vec<WorkerId>, Vec<String>),
+        n_steps_before: usize,
+    ) -> Self {
         let paces = vec![None; seats.len()];
         Self {
             epoch,
             image,
             mesh,
             seats,
+            incarnations,
             n_steps_before,
             stopped: None,
             stops_for_speed: false,
@@ -56,6 +65,21 @@ impl Attempt {
             passed_over: BTreeSet::new(),
             reattaching: None,
             paces,
+        }
+    }
+
+    /// Whether this process of `worker` was given a seat.
+    pub(crate) fn seats_process(&self, worker: &WorkerId, incarnation: &str) -> bool {
+        self.seats.iter().zip(&self.incarnations).any(|(seat, given)| seat == worker && given == incarnation)
+    }
+
+    /// A rank is back after a restart; with the last of them, nobody is waited for.
+    pub(crate) fn reattach(&mut self, rank: Rank) {
+        if let Some((back, _)) = self.reattaching.as_mut() {
+            back.insert(rank);
+            if back.len() == self.seats.len() {
+                self.reattaching = None;
+            }
         }
     }
 

@@ -220,50 +220,52 @@ impl Control {
                 false
             }
             Input::Left { worker, session } => {
-                if self.members.get(&worker).is_some_and(|member| member.session == session) {
+                let is_in = self.members.get(&worker).is_some_and(|member| member.session == session);
+                if is_in {
                     self.lose(&worker);
                 }
-                true
+                is_in
             }
-            Input::Drain { worker, session } => {
-                if let Some(member) = self.renew(&worker, session) {
+            Input::Drain { worker, session } => match self.renew(&worker, session) {
+                Some(member) => {
                     member.is_draining = true;
+                    true
                 }
-                true
-            }
-            Input::StepKept { epoch, n_steps_done } => {
-                self.step_kept(epoch, n_steps_done);
-                true
-            }
+                None => false,
+            },
+            Input::StepKept { epoch, n_steps_done } => self.step_kept(epoch, n_steps_done),
             Input::StepTaken { worker, session, epoch, rank: _, compute_ms } => {
                 if self.is_seated(&worker, session, epoch) {
                     self.step_taken(&worker, epoch, compute_ms);
                 }
                 false
             }
-            Input::Stopped { worker, session, epoch } => {
-                if self.is_seated(&worker, session, epoch) {
-                    self.stopped(&worker, epoch);
-                }
-                true
-            }
             Input::Decoding { worker, session, epoch } => {
                 if self.is_seated(&worker, session, epoch) {
-                    self.attempts.entry(epoch).and_modify(|attempt| attempt.is_decoding = true);
+                    self.decoding(epoch);
                 }
                 false
             }
+            Input::Stopped { worker, session, epoch } => {
+                let is_seated = self.is_seated(&worker, session, epoch);
+                if is_seated {
+                    self.stopped(&worker, epoch);
+                }
+                is_seated
+            }
             Input::Finished { worker, session, epoch, artifact } => {
-                if self.is_seated(&worker, session, epoch) {
+                let is_seated = self.is_seated(&worker, session, epoch);
+                if is_seated {
                     self.finished(epoch, artifact);
                 }
-                true
+                is_seated
             }
             Input::Failed { worker, session, epoch, cause, message } => {
-                if self.is_seated(&worker, session, epoch) {
+                let is_seated = self.is_seated(&worker, session, epoch);
+                if is_seated {
                     self.failed(&worker, epoch, cause, message);
                 }
-                true
+                is_seated
             }
             Input::ArtifactRefused { epoch, message } => {
                 self.artifact_refused(epoch, message);

@@ -132,7 +132,10 @@ impl Control {
         if begins_anew {
             self.put(Output::DropCheckpoint { image: id.clone() });
         }
-        let mut attempt = Attempt::new(epoch, id.clone(), choice.mesh.clone(), seats.clone(), n_steps_done);
+        let incarnation = |worker| self.members.get(worker).map(|member| member.hello.incarnation.clone());
+        let incarnations = seats.iter().map(|worker| incarnation(worker).unwrap_or_default()).collect();
+        let who = (seats.clone(), incarnations);
+        let mut attempt = Attempt::new(epoch, id.clone(), choice.mesh.clone(), who, n_steps_done);
         let others = team.into_iter().map(|(_, worker)| worker).filter(|worker| !seats.contains(worker));
         attempt.passed_over = others.collect();
         self.attempts.insert(epoch, attempt);

@@ -32,13 +32,13 @@ impl Control {
         let mut member = Member { session, lease_until, is_draining, epoch: None, speed: Member::usable(speed), hello };
         self.put(Output::Welcome { worker: worker.clone(), session, lease_ttl_ms });
         let seat = running.and_then(|running| self.take_seat(&worker, session, running));
-        let seat = seat.or_else(|| self.seat_left_in_order(&worker));
+        let seat = seat.or_else(|| self.seat_left(&worker, &member.hello));
         member.epoch = seat;
         if let Some(Running { epoch, .. }) = running.filter(|running| Some(running.epoch) != seat) {
             self.put(Output::Abort { worker: worker.clone(), session, epoch });
         }
         self.members.insert(worker.clone(), member);
-        // A seat it holds and knows nothing of: its process is another one, or the assignment never came.
+        // A seat it holds and knows nothing of: its process is another one, or is at something else.
         let held = self.attempts.values().filter(|attempt| attempt.rank_of(&worker).is_some());
         let forgotten: Vec<Epoch> = held.map(|attempt| attempt.epoch).filter(|epoch| Some(*epoch) != seat).collect();
         for epoch in forgotten {
@@ -52,12 +52,7 @@ impl Control {
         if attempt.rank_of(worker) != Some(running.rank) {
             return None;
         }
-        if let Some((back, _)) = attempt.reattaching.as_mut() {
-            back.insert(running.rank);
-            if back.len() == attempt.seats.len() {
-                attempt.reattaching = None;
-            }
-        }
+        attempt.reattach(running.rank);
         // The session before may have broken off before the order came through.
         if attempt.stopped.is_some() && running.rank == Rank(0) {
             let (worker, epoch) = (worker.clone(), running.epoch);
@@ -66,12 +61,22 @@ impl Control {
         Some(running.epoch)
     }
 
-    /// The seat of a worker that stopped as asked and has said so: it has nothing at work, and lost nothing.
-    fn seat_left_in_order(&self, worker: &WorkerId) -> Option<Epoch> {
-        let has_stopped = |attempt: &&crate::Attempt| {
-            attempt.rank_of(worker).is_some_and(|rank| attempt.stopped.as_ref().is_some_and(|all| all.contains(&rank)))
-        };
-        self.attempts.values().find(has_stopped).map(|attempt| attempt.epoch)
+    /// The seat of a process that has nothing at work any more: its part has ended while the session was broken. What
+    /// it ended with follows behind the join, or was lost with the session before.
+    fn seat_left(&mut self, worker: &WorkerId, hello: &Hello) -> Option<Epoch> {
+        if hello.running.is_some() {
+            return None;
+        }
+        let until = self.now + self.config.lease_ttl_ms / 3;
+        let attempt = self.attempts.values_mut().find(|a| a.seats_process(worker, &hello.incarnation))?;
+        let rank = attempt.rank_of(worker)?;
+        attempt.reattach(rank);
+        let has_stopped = attempt.stopped.as_ref().is_some_and(|stopped| stopped.contains(&rank));
+        // In a decode, ranks but the first may be done and have nothing to say.
+        if !has_stopped && !(attempt.is_decoding && rank != Rank(0)) {
+            attempt.suspected.get_or_insert((until, format!("worker {worker} ended its part and did not say how")));
+        }
+        Some(attempt.epoch)
     }
 
     /// Why a worker is not wanted, and the way out.

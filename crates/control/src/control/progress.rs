@@ -12,21 +12,32 @@ use crate::output::Output;
 const MOST_NOT_FINITE: u32 = 2;
 
 impl Control {
-    pub(super) fn step_kept(&mut self, epoch: Epoch, n_steps_done: usize) {
+    /// Takes in that a step is done. Whether it was news.
+    pub(super) fn step_kept(&mut self, epoch: Epoch, n_steps_done: usize) -> bool {
         let Some(attempt) = self.attempts.get(&epoch) else {
             self.counters.old_epoch += 1;
-            return;
+            return false;
         };
         let image = attempt.image.clone();
         let n_steps = self.jobs.get(&image.job).map_or(0, |job| job.spec.request.steps as usize);
         if self.image(&image).is_none_or(|image| n_steps_done <= image.n_steps_done) || n_steps_done > n_steps {
-            return;
+            return false;
         }
         self.change(&image, |image| {
             image.n_steps_done = n_steps_done;
             (image.n_failures, image.n_losses) = (0, 0);
             image.message.clear();
         });
+        true
+    }
+
+    /// Written down, since it says what ranks that come back after a restart may have left behind.
+    pub(super) fn decoding(&mut self, epoch: Epoch) {
+        let Some(attempt) = self.attempts.get_mut(&epoch) else { return };
+        if !std::mem::replace(&mut attempt.is_decoding, true) {
+            let image = attempt.image.clone();
+            self.change(&image, |_| {});
+        }
     }
 
     pub(super) fn step_taken(&mut self, worker: &WorkerId, epoch: Epoch, compute_ms: f64) {
@@ -124,7 +135,7 @@ impl Control {
         });
     }
 
-    /// Ends attempts whose time is up: a rank blamed another and nobody said more, or did not come back.
+    /// Ends attempts whose time is up: nobody said more than that it fails, or a rank did not come back.
     pub(super) fn give_up_overdue(&mut self) {
         let is_due = |attempt: &&Attempt| attempt.due().is_some_and(|due| due <= self.now);
         let overdue: Vec<Epoch> = self.attempts.values().filter(is_due).map(|attempt| attempt.epoch).collect();

@@ -29,6 +29,9 @@ pub(crate) struct Oracle {
     /// Failures since the last step forward.
     n_failures: BTreeMap<ImageId, u32>,
     pub(crate) n_not_finite: BTreeMap<ImageId, u32>,
+    wanted_again: BTreeSet<ImageId>,
+    /// Images that a client had made again, until the world has heard of it.
+    pub(crate) begun_anew: Vec<ImageId>,
     pub(crate) n_stops: usize,
     pub(crate) n_joins: usize,
     pub(crate) n_drains: usize,
@@ -223,6 +226,13 @@ impl Oracle {
     }
 
     fn check_image(&mut self, id: &ImageId, image: &control::Image) {
+        let is_over = matches!(image.phase, Phase::Failed | Phase::Cancelled);
+        if !is_over && self.wanted_again.remove(id) {
+            self.n_steps.remove(id);
+            self.n_failures.remove(id);
+            self.n_not_finite.remove(id);
+            self.begun_anew.push(id.clone());
+        }
         let before = self.n_steps.insert(id.clone(), image.n_steps_done).unwrap_or(0);
         if image.n_steps_done > before {
             self.n_failures.remove(id);
@@ -248,11 +258,9 @@ impl Oracle {
         self.draining.clear();
     }
 
-    /// An image begins anew because a client wants it to.
-    pub(crate) fn begins_anew(&mut self, id: &ImageId) {
-        self.n_steps.remove(id);
-        self.n_failures.remove(id);
-        self.n_not_finite.remove(id);
+    /// A client wants an image again; whether it gets it is seen when the image goes back.
+    pub(crate) fn may_begin_anew(&mut self, id: ImageId) {
+        self.wanted_again.insert(id);
     }
 }
 

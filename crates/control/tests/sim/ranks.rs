@@ -376,6 +376,9 @@ impl World {
         }
         // The coordinator may have died over it; then its answer does not come.
         let are_kept = is_whole.is_some() && self.shell.control.is_some();
+        if !are_kept && let Some(team) = self.teams.get_mut(&epoch) {
+            team.is_loose = true;
+        }
         let delay = self.delay();
         self.to_worker(delay, worker, ToWorker::RowsDone { epoch, n, are_kept });
     }

@@ -321,6 +321,10 @@ impl World {
         }
         self.shell.commit();
         self.oracle.check(self.now, &self.shell);
+        // What is done again by wish is not repeated.
+        for id in std::mem::take(&mut self.oracle.begun_anew) {
+            self.taken.retain(|(image, _)| *image != id);
+        }
     }
 
     fn perform(&mut self, output: Output) {
@@ -504,7 +508,7 @@ impl World {
             (Wish::Job | Wish::Other, _) => Input::Submit { job, request_id, spec, reply },
             (Wish::Cancel, Some(job)) => Input::Cancel { job, reply },
             (Wish::Retry, Some(job)) => {
-                self.forget_over(&job);
+                self.want_again(&job);
                 Input::Retry { job, reply }
             }
             (_, None) => return,
@@ -512,15 +516,11 @@ impl World {
         self.feed(Some(input));
     }
 
-    /// What is done again by wish is not repeated.
-    fn forget_over(&mut self, job: &JobId) {
-        let job = self.shell.control.as_ref().and_then(|control| control.job(job));
-        let Some(job) = job else { return };
+    fn want_again(&mut self, job: &JobId) {
+        let Some(job) = self.shell.control.as_ref().and_then(|control| control.job(job)) else { return };
         for (idx, image) in job.images.iter().enumerate() {
             if matches!(image.phase, Phase::Failed | Phase::Cancelled) {
-                let id = ImageId { job: job.id.clone(), image: plan::ImageIdx(idx as u32) };
-                self.oracle.begins_anew(&id);
-                self.taken.retain(|(image, _)| *image != id);
+                self.oracle.may_begin_anew(ImageId { job: job.id.clone(), image: plan::ImageIdx(idx as u32) });
             }
         }
     }
