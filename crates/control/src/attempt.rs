@@ -5,6 +5,15 @@ use std::collections::BTreeSet;
 use plan::{Epoch, ImageId, Mesh, Millis, Rank, WorkerId};
 use serde::{Deserialize, Serialize};
 
+/// A sign that an attempt has failed: the cause may still come.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Suspicion {
+    pub(crate) due: Millis,
+    pub(crate) message: String,
+    /// A part is lost together with its session; else a rank blamed another.
+    pub(crate) is_loss: bool,
+}
+
 /// One attempt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -28,9 +37,9 @@ pub struct Attempt {
     pub(crate) stops_for_speed: bool,
     /// Whether all steps are done and the ranks make pixels of them.
     pub(crate) is_decoding: bool,
-    /// A rank blamed another, or has ended and not said how: when to give up if nobody says more, and why.
+    /// Why it will be given up if nobody says more.
     #[serde(skip)]
-    pub(crate) suspected: Option<(Millis, String)>,
+    pub(crate) suspicion: Option<Suspicion>,
     /// Workers that were free when it began and would not have made it faster.
     #[serde(skip)]
     pub(crate) passed_over: BTreeSet<WorkerId>,
@@ -61,7 +70,7 @@ impl Attempt {
             stopped: None,
             stops_for_speed: false,
             is_decoding: false,
-            suspected: None,
+            suspicion: None,
             passed_over: BTreeSet::new(),
             reattaching: None,
             paces,
@@ -85,7 +94,7 @@ impl Attempt {
 
     /// When it is given up, if nothing happens before.
     pub(crate) fn due(&self) -> Option<Millis> {
-        let suspected = self.suspected.as_ref().map(|(due, _)| *due);
+        let suspected = self.suspicion.as_ref().map(|suspicion| suspicion.due);
         suspected.or(self.reattaching.as_ref().map(|(_, until)| *until))
     }
 

@@ -3,6 +3,7 @@
 use plan::{Epoch, ImageId, ModelFacts, Rank, WorkerId};
 
 use super::Control;
+use crate::attempt::Suspicion;
 use crate::input::{Hello, Running, SessionId};
 use crate::member::Member;
 use crate::output::Output;
@@ -74,7 +75,8 @@ impl Control {
         let has_stopped = attempt.stopped.as_ref().is_some_and(|stopped| stopped.contains(&rank));
         // In a decode, ranks but the first may be done and have nothing to say.
         if !has_stopped && !(attempt.is_decoding && rank != Rank(0)) {
-            attempt.suspected.get_or_insert((until, format!("worker {worker} ended its part and did not say how")));
+            let message = format!("worker {worker} ended its part and did not say how");
+            attempt.suspicion.get_or_insert(Suspicion { due: until, message, is_loss: true });
         }
         Some(attempt.epoch)
     }

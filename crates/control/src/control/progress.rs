@@ -3,7 +3,7 @@
 use plan::{Cause, Epoch, ImageId, WorkerId};
 
 use super::Control;
-use crate::attempt::Attempt;
+use crate::attempt::{Attempt, Suspicion};
 use crate::job::{ArtifactRef, Image, Phase};
 use crate::member::Member;
 use crate::output::Output;
@@ -104,7 +104,7 @@ impl Control {
             // Somebody else is at fault, who may still say why, or be lost; both decide better than this report.
             let pause_ms = self.attempts.get(&epoch).map_or(0, |attempt| self.backoff_ms(&attempt.image));
             if let Some(attempt) = self.attempts.get_mut(&epoch) {
-                attempt.suspected.get_or_insert((now + pause_ms, message));
+                attempt.suspicion.get_or_insert(Suspicion { due: now + pause_ms, message, is_loss: false });
             }
             return;
         }
@@ -142,8 +142,9 @@ impl Control {
         let most = self.config.most_failures;
         for epoch in overdue {
             let Some(attempt) = self.attempts.get(&epoch) else { continue };
-            match attempt.suspected.clone() {
-                Some((_, message)) => self.requeue(epoch, None, |image| {
+            match attempt.suspicion.clone() {
+                Some(Suspicion { message, is_loss: true, .. }) => self.requeue_after_loss(epoch, None, message),
+                Some(Suspicion { message, .. }) => self.requeue(epoch, None, |image| {
                     image.n_failures = image.n_failures.saturating_add(1);
                     image.message = message;
                     if image.n_failures >= most {

@@ -51,7 +51,7 @@ impl Control {
             let n_left = (job.spec.request.steps as usize).saturating_sub(self.n_steps_done(attempt));
             attempt.stopped.is_none()
                 && attempt.reattaching.is_none()
-                && attempt.suspected.is_none()
+                && attempt.suspicion.is_none()
                 && !attempt.is_decoding
                 && n_left >= FEWEST_STEPS_LEFT
         })

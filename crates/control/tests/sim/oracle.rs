@@ -29,7 +29,8 @@ pub(crate) struct Oracle {
     /// Failures since the last step forward.
     n_failures: BTreeMap<ImageId, u32>,
     pub(crate) n_not_finite: BTreeMap<ImageId, u32>,
-    wanted_again: BTreeSet<ImageId>,
+    /// Images a client wants again; whether it gets them is seen when they go back.
+    pub(crate) wanted_again: BTreeSet<ImageId>,
     /// Images that a client had made again, until the world has heard of it.
     pub(crate) begun_anew: Vec<ImageId>,
     pub(crate) n_stops: usize,
@@ -256,11 +257,6 @@ impl Oracle {
     pub(crate) fn coordinator_died(&mut self) {
         self.heard.clear();
         self.draining.clear();
-    }
-
-    /// A client wants an image again; whether it gets it is seen when the image goes back.
-    pub(crate) fn may_begin_anew(&mut self, id: ImageId) {
-        self.wanted_again.insert(id);
     }
 }
 

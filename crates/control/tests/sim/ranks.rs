@@ -19,7 +19,7 @@ pub(crate) struct Team {
     /// A step ended but for a rank that is paused.
     is_blocked: bool,
     decodes: bool,
-    /// A step was taken while a rank had no session: its rows may be late.
+    /// A rank had no session, or its rows took longer than a step: more than one step may be lost with a member.
     is_loose: bool,
 }
 
@@ -299,7 +299,8 @@ impl World {
         if let Some((worker, cause, message)) = self.what_breaks(epoch, &peers) {
             return self.fail(worker, cause, message);
         }
-        let is_loose = peers.iter().any(|peer| !self.workers[*peer].is_connected());
+        let is_late = |peer: &usize| self.workers[*peer].part.as_ref().is_some_and(|part| part.sending.is_some());
+        let is_loose = peers.iter().any(|peer| !self.workers[*peer].is_connected() || is_late(peer));
         let Some(team) = self.teams.get_mut(&epoch) else { return };
         team.n_steps_done += 1;
         team.is_loose |= is_loose;

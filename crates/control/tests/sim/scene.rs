@@ -224,7 +224,7 @@ impl Scene {
                 5 => Fault::Pause { worker, for_ms: rng.of(100..9_000) },
                 6 => Fault::Break { worker, half_open: rng.chance(40) },
                 7 => Fault::Cut { worker, for_ms: rng.of(100..9_000) },
-                8 => Fault::Slow { worker, percent: rng.of(10..150) },
+                8 => Fault::Slow { worker, percent: rng.of(20..150) },
                 9 => Fault::DiskFull { for_ms: rng.of(100..9_000) },
                 10 => Fault::BreakDevice { worker },
                 11 => Fault::Impostor { worker },

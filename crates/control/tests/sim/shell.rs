@@ -1,7 +1,8 @@
 //! The coordinator's process around the machine, as `crates/coordinator` is: what it writes down, what it keeps.
 //!
 //! What it promises the machine: outputs are performed in order; what is written down is durable before anything
-//! behind it leaves; rows that were taken in are durable; rows and pictures of an epoch that is over are refused.
+//! behind it leaves; rows that were taken in are durable; rows and pictures of an epoch that is over are refused;
+//! and rows are kept until the machine has written down a later step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -103,11 +104,14 @@ impl Shell {
         let rows = steps.entry(n).or_insert_with(|| vec![None; n_rows]);
         let band = mesh.band(rank);
         rows[band.start..band.end].fill(Some(class));
-        let is_whole = rows.iter().all(Option::is_some);
-        if is_whole {
-            steps.retain(|step, _| step + 2 > n);
+        Some(rows.iter().all(Option::is_some))
+    }
+
+    /// Rows of earlier steps are not needed once a later step is written down, and not before.
+    pub(crate) fn forget_older(&mut self, image: &ImageId, n: usize) {
+        if let Some(steps) = self.checkpoints.get_mut(image) {
+            steps.retain(|step, _| *step >= n);
         }
-        Some(is_whole)
     }
 
     /// Who made the rows behind a step, if they are whole.

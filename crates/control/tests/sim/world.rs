@@ -160,7 +160,7 @@ impl World {
 
     /// Runs to the end of all jobs; what was found wrong.
     pub(crate) fn run(&mut self) -> Result<(), String> {
-        const LIMIT_MS: u64 = 40 * 60_000;
+        const LIMIT_MS: u64 = 4 * 3_600_000;
         loop {
             let next = self.queue.first_key_value().map(|((at, _), _)| *at);
             let due = self.shell.due();
@@ -334,7 +334,8 @@ impl World {
         self.shell.commit();
         self.oracle.performed(self.now, &self.shell, &output);
         match output {
-            Output::Persist(_) | Output::Event(_) => {}
+            Output::Persist(_) => {}
+            Output::Event(event) => self.shell.forget_older(&event.image, event.n_steps_done),
             Output::Reply { reply, answer } => self.answered(reply, answer),
             Output::Welcome { session, .. } => self.order(session, Order::Welcome),
             Output::Refuse { session, .. } => {
@@ -370,6 +371,9 @@ impl World {
     fn crash(&mut self, down_ms: u64) {
         self.trace(|| "    the coordinator dies".into());
         self.shell.die();
+        // Whether it was written down that they begin anew is not known here.
+        let wanted_again = self.oracle.wanted_again.clone();
+        self.taken.retain(|(image, _)| !wanted_again.contains(image));
         self.oracle.coordinator_died();
         for worker in 0..self.workers.len() {
             if let Some(Connection { id, .. }) = self.workers[worker].connection {
@@ -520,7 +524,8 @@ impl World {
         let Some(job) = self.shell.control.as_ref().and_then(|control| control.job(job)) else { return };
         for (idx, image) in job.images.iter().enumerate() {
             if matches!(image.phase, Phase::Failed | Phase::Cancelled) {
-                self.oracle.may_begin_anew(ImageId { job: job.id.clone(), image: plan::ImageIdx(idx as u32) });
+                let image = plan::ImageIdx(idx as u32);
+                self.oracle.wanted_again.insert(ImageId { job: job.id.clone(), image });
             }
         }
     }
