@@ -161,7 +161,6 @@ impl Control {
         }
         if let Some(mut attempt) = attempt {
             attempt.reattaching = Some((BTreeSet::new(), self.now + self.config.reattach_ms));
-            self.next_epoch = self.next_epoch.max(Epoch(attempt.epoch.0.saturating_add(1)));
             self.attempts.insert(attempt.epoch, attempt);
         }
         self.enter(id);
@@ -211,10 +210,7 @@ impl Control {
                 self.put(Output::Reply { reply, answer });
                 true
             }
-            Input::Join { worker, session, hello } => {
-                self.join(worker, session, hello);
-                true
-            }
+            Input::Join { worker, session, hello } => self.join(worker, session, hello),
             Input::Heartbeat { worker, session } => {
                 self.renew(&worker, session);
                 false

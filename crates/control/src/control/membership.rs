@@ -10,17 +10,18 @@ use crate::output::Output;
 use crate::queue::Need;
 
 impl Control {
-    pub(super) fn join(&mut self, worker: WorkerId, session: SessionId, hello: Hello) {
+    /// A worker wants in. Whether it is.
+    pub(super) fn join(&mut self, worker: WorkerId, session: SessionId, hello: Hello) -> bool {
         let known = self.members.get(&worker);
         // A session is younger the higher its number: one that arrives behind its successor is over.
         if known.is_some_and(|member| member.session >= session && member.hello.incarnation == hello.incarnation) {
             self.counters.old_session += 1;
-            return;
+            return false;
         }
         if let Some(reason) = self.why_not(&worker, &hello) {
             self.counters.refused += 1;
             self.put(Output::Refuse { session, reason });
-            return;
+            return false;
         }
         let lease_ttl_ms = self.config.lease_ttl_ms;
         let (lease_until, running) = (self.now + lease_ttl_ms, hello.running);
@@ -45,6 +46,7 @@ impl Control {
         for epoch in forgotten {
             self.requeue_after_loss(epoch, None, format!("worker {worker} began anew"));
         }
+        true
     }
 
     /// The seat a worker says it holds, if it is its own still.

@@ -7,6 +7,9 @@ use plan::{Assignment, Epoch, ImageId, JobId, WorkerId};
 
 use crate::shell::{LEASE_MS, Shell};
 
+/// The incarnation of a process that takes another's name.
+pub(crate) const IMPOSTOR: &str = "impostor";
+
 /// What one epoch was given out as.
 struct Given {
     image: ImageId,
@@ -33,6 +36,7 @@ pub(crate) struct Oracle {
     pub(crate) wanted_again: BTreeSet<ImageId>,
     /// Images that a client had made again, until the world has heard of it.
     pub(crate) begun_anew: Vec<ImageId>,
+    stops: BTreeSet<(Epoch, SessionId)>,
     pub(crate) n_stops: usize,
     pub(crate) n_joins: usize,
     pub(crate) n_drains: usize,
@@ -66,7 +70,13 @@ impl Oracle {
             if let Some((worker, _)) = speaker.filter(|_| is_in) {
                 self.heard.entry(worker.clone()).and_modify(|(_, at)| *at = now);
             }
-            if !is_in || epoch.is_some_and(|epoch| control.attempt(epoch).is_none()) {
+            let is_wrong = |epoch| {
+                let Some(attempt) = control.attempt(epoch) else { return true };
+                let n_steps = control.job(&attempt.image.job).map_or(0, |job| job.spec.request.steps as usize);
+                let is_beyond = matches!(input, Input::StepKept { n_steps_done, .. } if *n_steps_done > n_steps);
+                is_beyond || speaker.is_some_and(|(worker, _)| !attempt.seats.contains(worker))
+            };
+            if !is_in || epoch.is_some_and(is_wrong) {
                 stale = Some(control.jobs().cloned().collect());
             }
             self.note(control, input, is_in);
@@ -101,11 +111,19 @@ impl Oracle {
     pub(crate) fn after(&mut self, control: &Control, before: &Before, input: Option<&Input>, outputs: &[Output]) {
         if let Some(jobs) = &before.stale {
             let same = control.jobs().eq(jobs.iter());
-            self.must(same && outputs.is_empty(), || format!("{input:?} is of the past and led to {outputs:?}"));
+            self.must(same && outputs.is_empty(), || {
+                format!("{input:?} is of the past, or nobody's business, and led to {outputs:?}")
+            });
         }
         let asks = matches!(input, Some(Input::Submit { .. } | Input::Cancel { .. } | Input::Retry { .. }));
         let n_replies = outputs.iter().filter(|output| matches!(output, Output::Reply { .. })).count();
         self.must(n_replies == usize::from(asks), || format!("{n_replies} answers to {input:?}"));
+        if let Some(Input::Join { session, hello, .. }) = input
+            && hello.incarnation == IMPOSTOR
+        {
+            let is_refused = matches!(outputs, [Output::Refuse { session: refused, .. }] if refused == session);
+            self.must(is_refused, || format!("a second worker of one name joined: {outputs:?}"));
+        }
         // An attempt that ends too early is ended on all its ranks.
         let stopped = matches!(input, Some(Input::Stopped { .. }));
         for (epoch, (image, seats)) in &before.running {
@@ -149,7 +167,11 @@ impl Oracle {
                 self.must(!is_seated, || format!("{worker} is said to have drained and holds a seat"));
                 self.heard.retain(|name, (current, _)| name != worker || current != session);
             }
-            Output::Stop { .. } => self.n_stops += 1,
+            Output::Stop { session, epoch, .. } => {
+                self.n_stops += 1;
+                let is_new = self.stops.insert((*epoch, *session));
+                self.must(is_new, || format!("epoch {epoch} is asked to stop twice"));
+            }
             Output::Assign { worker, session, assignment } => self.assigned(shell, worker, *session, assignment),
             Output::Event(event) => self.told(shell, event),
             _ => {}
@@ -212,6 +234,8 @@ impl Oracle {
                 });
                 for worker in attempt.iter().flat_map(|attempt| &attempt.seats) {
                     self.must(seated.insert(worker.clone()), || format!("{worker} holds two images"));
+                    let is_in = self.heard.contains_key(worker) || !shell.has_reattached(now);
+                    self.must(is_in, || format!("{worker} is not in and holds a seat in epoch {:?}", image.epoch));
                 }
             }
         }

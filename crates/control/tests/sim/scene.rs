@@ -95,6 +95,10 @@ pub(crate) enum Fault {
     },
     /// A message nobody sent, of a far away epoch.
     Nonsense,
+    /// A worker speaks of an epoch that is not its own, or of steps there are not.
+    Rogue {
+        worker: usize,
+    },
 }
 
 /// A worker to be.
@@ -217,7 +221,7 @@ impl Scene {
             Mode::Crashes if rng.chance(50) => crash(rng),
             Mode::Kills if rng.chance(60) => kill(rng),
             Mode::Crashes | Mode::Kills => calm(rng),
-            Mode::Storm => match rng.of(0..13) {
+            Mode::Storm => match rng.of(0..14) {
                 0 | 1 => calm(rng),
                 2 => crash(rng),
                 3 | 4 => kill(rng),
@@ -228,6 +232,7 @@ impl Scene {
                 9 => Fault::DiskFull { for_ms: rng.of(100..9_000) },
                 10 => Fault::BreakDevice { worker },
                 11 => Fault::Impostor { worker },
+                12 => Fault::Rogue { worker },
                 _ => Fault::Nonsense,
             },
         }

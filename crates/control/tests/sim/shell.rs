@@ -62,6 +62,11 @@ impl Shell {
         self.control.as_ref()?.poll_timeout().map(|due| due.0.saturating_add(self.booted_ms))
     }
 
+    /// Whether the time in which ranks may come back after a restart is over.
+    pub(crate) fn has_reattached(&self, now: u64) -> bool {
+        now - self.booted_ms >= config().reattach_ms
+    }
+
     pub(crate) fn write(&mut self, record: Record) {
         let key = match &record {
             Record::Job { id, .. } => format!("jobs/{id}"),

@@ -1,13 +1,14 @@
 //! The world of a run: virtual time, messages on their way, clients, and faults from outside.
 //!
-//! How ranks work together is in `ranks.rs`.
+//! What clients want and which faults strike is in `outside.rs`, how ranks work together in `ranks.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use control::{Control, ControlError, Input, JobSpec, Output, Phase, ReplyId, SessionId};
-use plan::{Assignment, Cause, Epoch, ImageId, JobId, WorkerId};
+use control::{Control, Input, Output, Phase, ReplyId, SessionId};
+use plan::{Assignment, Epoch, ImageId};
 
 use crate::oracle::Oracle;
+use crate::outside::Client;
 use crate::ranks::Team;
 use crate::rng::Rng;
 use crate::scene::{FAULTS_END_MS, Fault, Mode, Scene};
@@ -87,21 +88,6 @@ pub(crate) enum Happening {
     },
 }
 
-/// Someone who wants a job.
-pub(crate) struct Client {
-    pub(crate) spec: JobSpec,
-    pub(crate) job: Option<JobId>,
-    pending: BTreeMap<ReplyId, Wish>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    Job,
-    Other,
-    Cancel,
-    Retry,
-}
-
 pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) scene: Scene,
@@ -122,15 +108,14 @@ pub(crate) struct World {
     /// Connections whose messages on the way up are lost.
     dead: BTreeSet<u64>,
     deferred: BTreeMap<usize, Vec<ToWorker>>,
-    next_id: u64,
+    pub(crate) next_id: u64,
     pub(crate) traces: bool,
 }
 
 impl World {
     pub(crate) fn new(scene: Scene, rng: Rng, traces: bool) -> Self {
         let workers = scene.workers.iter().cloned().enumerate().map(|(idx, spec)| Worker::new(idx, spec)).collect();
-        let client = |spec: &JobSpec| Client { spec: spec.clone(), job: None, pending: BTreeMap::new() };
-        let clients = scene.jobs.iter().map(client).collect();
+        let clients = scene.jobs.iter().map(Client::new).collect();
         let mut world = Self {
             rng,
             now: 0,
@@ -435,128 +420,6 @@ impl World {
             let at = self.last_up.get(&connection).copied().unwrap_or(0).max(self.now + self.scene.delay_ms);
             let shell_life = self.shell.life;
             self.at(at, Happening::Up { shell_life, connection: None, input: Box::new(input) });
-        }
-    }
-
-    fn fault(&mut self, fault: Fault) {
-        match fault {
-            Fault::Submit { client } => self.ask(client, Wish::Job),
-            Fault::SubmitAgain { client } if self.clients[client].job.is_some() => self.ask(client, Wish::Job),
-            Fault::SubmitOther { client } if self.clients[client].job.is_some() => self.ask(client, Wish::Other),
-            Fault::Cancel { client } if self.clients[client].job.is_some() => self.ask(client, Wish::Cancel),
-            Fault::Retry { client } if self.clients[client].job.is_some() => self.ask(client, Wish::Retry),
-            Fault::SubmitAgain { .. } | Fault::SubmitOther { .. } | Fault::Cancel { .. } | Fault::Retry { .. } => {}
-            Fault::Start { worker } => self.start(worker),
-            Fault::Kill { worker, silently, back_after_ms } => self.kill(worker, silently, back_after_ms),
-            Fault::Pause { worker, for_ms } => self.pause(worker, for_ms),
-            Fault::Break { worker, half_open } => self.lose_session(worker, half_open),
-            Fault::Cut { worker, for_ms } => {
-                self.workers[worker].is_cut_until = self.now + for_ms;
-                self.lose_session(worker, true);
-            }
-            Fault::Drain { worker, back_after_ms } => {
-                if self.workers[worker].is_alive {
-                    self.workers[worker].drains = true;
-                    self.say(worker, Report::Drain);
-                    let at = self.now + back_after_ms;
-                    self.at(at, Happening::Revive { worker });
-                }
-            }
-            Fault::Slow { worker, percent } => self.workers[worker].speed_percent = percent,
-            Fault::Crash { after_outputs, down_ms } => {
-                if self.shell.control.is_some() {
-                    self.shell.crash.get_or_insert((after_outputs, down_ms));
-                }
-            }
-            Fault::DiskFull { for_ms } => self.shell.disk_full_until = self.now + for_ms,
-            Fault::BreakDevice { worker } => self.workers[worker].device_breaks = true,
-            Fault::Impostor { worker } => {
-                let (id, mut hello) = (self.workers[worker].id.clone(), self.workers[worker].hello());
-                hello.incarnation = "impostor".into();
-                hello.running = None;
-                let is_there = self.oracle.heard.contains_key(&id);
-                if is_there && self.shell.control.is_some() {
-                    self.shell.next_session += 1;
-                    let session = SessionId(self.shell.next_session);
-                    self.feed(Some(Input::Join { worker: id, session, hello }));
-                }
-            }
-            Fault::Nonsense => self.nonsense(),
-        }
-    }
-
-    fn nonsense(&mut self) {
-        let epoch = Epoch(if self.rng.chance(50) { u64::MAX } else { self.rng.of(0..20) });
-        let (worker, session) = (WorkerId("nobody".into()), SessionId(u64::MAX));
-        let message = "nonsense".to_owned();
-        let input = match self.rng.of(0..5) {
-            0 => Input::StepKept { epoch: Epoch(u64::MAX), n_steps_done: usize::MAX },
-            1 => Input::Failed { worker, session, epoch, cause: Cause::Bug, message },
-            2 => Input::Stopped { worker, session, epoch },
-            3 => Input::Heartbeat { worker, session },
-            _ => Input::Drain { worker, session },
-        };
-        self.feed(Some(input));
-    }
-
-    fn ask(&mut self, client: usize, wish: Wish) {
-        self.next_id += 1;
-        let reply = ReplyId(self.next_id);
-        self.clients[client].pending.insert(reply, wish);
-        self.at(self.now + 2_000, Happening::NoAnswer { client, reply });
-        let (job, request_id) = (JobId(format!("j{}", self.next_id)), format!("client-{client}"));
-        let mut spec = self.clients[client].spec.clone();
-        spec.request.seed ^= u64::from(wish == Wish::Other);
-        let known = self.clients[client].job.clone();
-        let input = match (wish, known) {
-            (Wish::Job | Wish::Other, _) => Input::Submit { job, request_id, spec, reply },
-            (Wish::Cancel, Some(job)) => Input::Cancel { job, reply },
-            (Wish::Retry, Some(job)) => {
-                self.want_again(&job);
-                Input::Retry { job, reply }
-            }
-            (_, None) => return,
-        };
-        self.feed(Some(input));
-    }
-
-    fn want_again(&mut self, job: &JobId) {
-        let Some(job) = self.shell.control.as_ref().and_then(|control| control.job(job)) else { return };
-        for (idx, image) in job.images.iter().enumerate() {
-            if matches!(image.phase, Phase::Failed | Phase::Cancelled) {
-                let image = plan::ImageIdx(idx as u32);
-                self.oracle.wanted_again.insert(ImageId { job: job.id.clone(), image });
-            }
-        }
-    }
-
-    fn no_answer(&mut self, client: usize, reply: ReplyId) {
-        // The coordinator was away. Whoever wants a job asks again; the others give up.
-        if let Some(Wish::Job) = self.clients[client].pending.remove(&reply) {
-            self.ask(client, Wish::Job);
-        }
-    }
-
-    fn answered(&mut self, reply: ReplyId, answer: Result<JobId, ControlError>) {
-        let client = self.clients.iter_mut().find(|client| client.pending.contains_key(&reply));
-        let Some((client, wish)) = client.and_then(|c| c.pending.remove(&reply).map(|wish| (c, wish))) else { return };
-        let is_right = match (wish, &answer) {
-            (Wish::Job, Ok(job)) => client.job.as_ref().is_none_or(|known| known == job),
-            (Wish::Other, Err(ControlError::AlreadyExists { job, .. })) => client.job.as_ref() == Some(job),
-            (Wish::Cancel, Ok(_) | Err(ControlError::IsOver { .. })) => true,
-            (Wish::Retry, Ok(_) | Err(ControlError::NothingToRetry { .. })) => true,
-            _ => false,
-        };
-        if !is_right {
-            self.oracle.faults.push(format!("{wish:?} was answered with {answer:?}"));
-        }
-        if let (Wish::Job, Ok(job)) = (wish, answer) {
-            let is_durable = self.shell.durable.contains_key(&format!("jobs/{job}"));
-            if !is_durable {
-                self.oracle.faults.push(format!("job {job} was accepted before it was written down"));
-            }
-            client.job = Some(job.clone());
-            self.oracle.accepted(job);
         }
     }
 }
