@@ -76,7 +76,8 @@ impl Control {
         attempt.reattach(rank);
         let has_stopped = attempt.stopped.as_ref().is_some_and(|stopped| stopped.contains(&rank));
         // In a decode, ranks but the first may be done and have nothing to say.
-        if !has_stopped && !(attempt.is_decoding && rank != Rank(0)) {
+        let owes_nothing = has_stopped || (attempt.is_decoding && rank != Rank(0));
+        if !owes_nothing {
             let message = format!("worker {worker} ended its part and did not say how");
             attempt.suspicion.get_or_insert(Suspicion { due: until, message, is_loss: true });
         }

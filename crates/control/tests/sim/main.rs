@@ -1,7 +1,7 @@
 //! Whole farms in virtual time, drawn from a seed: members that follow the protocol, messages that come late, twice
 //! or not at all, processes that die, a coordinator that forgets all but what it wrote down.
 //!
-//! `cargo test -p control --test sim` runs 2,000 seeds; `FRESCO_SIM_SEEDS=100000` runs more, and
+//! `cargo test -p control --test sim` runs 10,000 seeds; `FRESCO_SIM_SEEDS=100000` runs more, and
 //! `FRESCO_SIM_SEED=17` runs one and prints what happens.
 
 mod oracle;
@@ -17,7 +17,7 @@ use rng::Rng;
 use scene::Scene;
 use world::World;
 
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 10_000;
 
 fn run(seed: u64, traces: bool) -> Result<(), String> {
     let mut rng = Rng::new(seed);

@@ -173,7 +173,7 @@ impl World {
         let Some(control) = &self.shell.control else { return false };
         self.clients.iter().all(|client| {
             let job = client.job.as_ref().and_then(|job| control.job(job));
-            client.pending.is_empty() && job.is_some_and(|job| !matches!(job.phase(), Phase::Queued | Phase::Running))
+            !client.waits() && job.is_some_and(|job| !matches!(job.phase(), Phase::Queued | Phase::Running))
         })
     }
 

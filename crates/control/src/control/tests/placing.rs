@@ -1,0 +1,202 @@
+//! Who gets which image, when an attempt is stopped for a better split, and what those who wait are told.
+
+use super::*;
+
+/// Every rank takes a step, `ms` being what each computes for a row of a branch.
+fn step(farm: &mut Farm, job: &JobId, n: usize, ms: &[(&str, SessionId, f64)]) -> Vec<Output> {
+    let epoch = farm.epoch(job, 0);
+    let attempt = farm.control.attempt(epoch).expect("a running image has an attempt").clone();
+    for (rank, seat) in attempt.seats.iter().enumerate() {
+        let rank = plan::Rank(rank as u16);
+        let (_, session, ms) = *ms.iter().find(|(worker, ..)| *worker == seat.0).expect("all paces are given");
+        let compute_ms = ms * (attempt.mesh.band(rank).n_rows() * attempt.mesh.branches(rank, true).len()) as f64;
+        farm.hear(Input::StepTaken { worker: seat.clone(), session, epoch, rank, compute_ms });
+    }
+    farm.hear(Input::StepKept { epoch, n_steps_done: n })
+}
+
+#[test]
+fn images_come_first_and_what_is_left_is_shared() {
+    let mut farm = Farm::new();
+    let job = farm.submit(2);
+    assert_eq!(assigned(&farm.outputs()), []);
+    for worker in ["a", "b", "c"] {
+        farm.join(worker);
+    }
+    assert_eq!((farm.seats(&job, 0), farm.seats(&job, 1)), (vec!["a".to_owned()], vec!["b".to_owned()]));
+    // The third joins one image at its next step boundary, not both.
+    let outputs = [farm.keep(&job, 0, 1), farm.keep(&job, 1, 1)].concat();
+    assert_eq!(stops(&outputs), [("a".to_owned(), farm.epoch(&job, 0))]);
+}
+
+#[test]
+fn members_of_equal_speed_are_shared_evenly() {
+    let mut farm = Farm::new();
+    ["a", "b", "c", "d"].map(|worker| farm.join(worker));
+    let first = farm.submit(1);
+    assert_eq!(farm.seats(&first, 0).len(), 4);
+    let second = farm.submit(1);
+    let epoch = farm.epoch(&first, 0);
+    let outputs = farm.keep(&first, 0, 1);
+    assert_eq!(stops(&outputs), [("a".to_owned(), epoch)]);
+    for worker in farm.seats(&first, 0) {
+        let session = session_of(&farm, &worker);
+        farm.stop(&worker, session, epoch);
+    }
+    assert_eq!((farm.seats(&first, 0).len(), farm.seats(&second, 0).len()), (2, 2));
+}
+
+fn session_of(farm: &Farm, worker: &str) -> SessionId {
+    farm.control.members.get(&id(worker)).expect("it is in").session
+}
+
+#[test]
+fn an_attempt_stops_only_when_all_its_ranks_have() {
+    let mut farm = Farm::new();
+    let (a, b) = (farm.join("a"), farm.join("b"));
+    let job = farm.submit(1);
+    let epoch = farm.epoch(&job, 0);
+    let outputs = farm.hear(Input::Drain { worker: id("b"), session: b });
+    assert_eq!(stops(&outputs), [("a".to_owned(), epoch)]);
+    farm.keep(&job, 0, 1);
+    assert_eq!(farm.stop("a", a, epoch), []);
+    assert_eq!(farm.stop("a", a, epoch), []);
+    let outputs = farm.stop("b", b, epoch);
+    assert_eq!((assigned(&outputs), aborted(&outputs)), (vec![("a".to_owned(), 1)], Vec::new()));
+    assert!(outputs.contains(&Output::Drained { worker: id("b"), session: b }), "{outputs:?}");
+    assert_eq!(farm.image(&job, 0).n_losses, 0);
+    // What it says afterwards is of the past.
+    assert_eq!(farm.hear(Input::Heartbeat { worker: id("b"), session: b }), []);
+    assert_eq!(farm.hear(Input::Left { worker: id("b"), session: b }), []);
+}
+
+#[test]
+fn a_worker_that_drains_with_nothing_to_do_is_told_at_once() {
+    let mut farm = Farm::new();
+    let a = farm.join("a");
+    let outputs = farm.hear(Input::Drain { worker: id("a"), session: a });
+    assert_eq!(outputs, [Output::Drained { worker: id("a"), session: a }]);
+}
+
+#[test]
+fn nothing_stops_before_its_last_step_or_in_its_decode() {
+    let mut farm = Farm::new();
+    farm.join("a");
+    let b = farm.join("b");
+    let job = farm.submit(1);
+    farm.keep(&job, 0, 19);
+    assert_eq!(stops(&farm.hear(Input::Drain { worker: id("b"), session: b })), []);
+    let mut farm = Farm::new();
+    let a = farm.join("a");
+    let job = farm.submit(1);
+    farm.keep(&job, 0, 10);
+    let epoch = farm.epoch(&job, 0);
+    farm.hear(Input::Decoding { worker: id("a"), session: a, epoch });
+    farm.join("b");
+    assert_eq!(stops(&farm.hear(Input::Drain { worker: id("a"), session: a })), []);
+}
+
+#[test]
+fn a_worker_at_a_fifth_of_its_speed_gets_fewer_rows_and_then_there_is_peace() {
+    let mut farm = Farm::new();
+    let sessions = ["a", "b", "c"].map(|worker| (worker, farm.join(worker)));
+    let job = farm.submit(1);
+    let paces: Vec<(&str, SessionId, f64)> =
+        sessions.iter().map(|(name, session)| (*name, *session, if *name == "c" { 5.0 } else { 1.0 })).collect();
+    let mut n_stops = 0;
+    for n in 1..20 {
+        let outputs = step(&mut farm, &job, n, &paces);
+        for (_, epoch) in stops(&outputs) {
+            n_stops += 1;
+            for worker in farm.seats(&job, 0) {
+                let session = session_of(&farm, &worker);
+                farm.stop(&worker, session, epoch);
+            }
+        }
+        for (worker, session) in sessions {
+            farm.hear(Input::Heartbeat { worker: id(worker), session });
+        }
+    }
+    assert_eq!(n_stops, 1, "one split by what was measured, no more");
+    let attempt = farm.control.attempt(farm.epoch(&job, 0)).expect("a running image has an attempt");
+    let rows = |worker: &str| attempt.rank_of(&id(worker)).map_or(0, |rank| attempt.mesh.band(rank).n_rows());
+    assert!(rows("c") < rows("a") && rows("a") == rows("b"), "{attempt:?}");
+}
+
+#[test]
+fn a_worker_that_would_not_help_is_left_out_without_a_stop() {
+    let mut farm = Farm::new();
+    farm.join("a");
+    let job = farm.submit(1);
+    farm.join_as("b", Hello { flop_per_s: 1e6, ..hello("b") });
+    for n in 1..19 {
+        assert_eq!(stops(&farm.keep(&job, 0, n)), [], "at step {n}");
+    }
+    farm.join_as("c", Hello { flop_per_s: f64::NAN, ..hello("c") });
+    assert_eq!(farm.seats(&job, 0), ["a"]);
+}
+
+#[test]
+fn an_image_stays_in_the_numeric_class_it_began_in_and_says_what_it_waits_for() {
+    let mut farm = Farm::new();
+    let a = farm.join("a");
+    let job = farm.submit(1);
+    farm.keep(&job, 0, 1);
+    farm.join_as("b", Hello { numeric_class: "avx2".into(), ..hello("b") });
+    assert_eq!(stops(&farm.keep(&job, 0, 2)), [], "b's bytes would differ");
+    farm.hear(Input::Left { worker: id("a"), session: a });
+    let image = farm.image(&job, 0);
+    let message = "waits for a worker of numeric class avx512, in which it began";
+    assert_eq!((image.phase, image.message.as_str()), (Phase::Queued, message));
+    farm.join("a");
+    assert_eq!((farm.seats(&job, 0), farm.image(&job, 0).message.as_str()), (vec!["a".to_owned()], ""));
+}
+
+#[test]
+fn rows_another_class_left_behind_are_dropped_before_an_image_begins_anew() {
+    let mut farm = Farm::new();
+    let a = farm.join("a");
+    let job = farm.submit(1);
+    farm.hear(Input::Left { worker: id("a"), session: a });
+    let (_, outputs) = farm.join_as("b", Hello { numeric_class: "avx2".into(), ..hello("b") });
+    let drop = outputs.iter().position(|output| matches!(output, Output::DropCheckpoint { .. }));
+    let assign = outputs.iter().position(|output| matches!(output, Output::Assign { .. }));
+    assert!(drop.is_some() && drop < assign, "{outputs:?}");
+    assert_eq!(farm.seats(&job, 0), ["b"]);
+}
+
+#[test]
+fn without_workers_jobs_wait_and_say_so_until_there_is_one() {
+    let mut farm = Farm::new();
+    let job = farm.submit(3);
+    let said = |farm: &Farm, idx| farm.image(&job, idx).message.clone();
+    let message = "waits for a worker that has the model `demo`";
+    assert_eq!(said(&farm, 0), message);
+    let other = vec![facts("other", "0123456789abcdef")];
+    farm.join_as("b", Hello { models: other, ..hello("b") });
+    assert_eq!((said(&farm, 0), farm.image(&job, 0).phase), (message.into(), Phase::Queued));
+    let a = farm.join("a");
+    assert_eq!([said(&farm, 0), said(&farm, 1), said(&farm, 2)], ["", "", ""]);
+    farm.keep(&job, 0, 5);
+    farm.hear(Input::Left { worker: id("a"), session: a });
+    assert_eq!((said(&farm, 0), said(&farm, 1)), (message.into(), message.into()));
+    assert_eq!(farm.control.poll_timeout(), Some(Millis(TTL_MS)), "b's lease, and nothing else to wake up for");
+}
+
+#[test]
+fn an_epoch_is_written_down_before_it_is_given_out() {
+    let mut farm = Farm::new();
+    farm.join("a");
+    farm.control.handle(
+        Millis(0),
+        Input::Submit { job: JobId("j".into()), request_id: String::new(), spec: spec(1), reply: ReplyId(0) },
+    );
+    let outputs: Vec<Output> = std::iter::from_fn(|| farm.control.poll_output()).collect();
+    let at = |is: fn(&Output) -> bool| outputs.iter().position(is).expect("it happens");
+    let is_epoch = |record: &Record| matches!(record, Record::NextEpoch(Epoch(2)));
+    let job = at(|output| matches!(output, Output::Persist(record) if matches!(**record, Record::Job { .. })));
+    let epoch = outputs.iter().position(|output| matches!(output, Output::Persist(record) if is_epoch(record)));
+    let assign = at(|output| matches!(output, Output::Assign { .. }));
+    assert!(epoch.is_some_and(|epoch| epoch < assign), "{outputs:?}");
+    assert!(job < at(|output| matches!(output, Output::Reply { .. })), "{outputs:?}");
+}
