@@ -84,8 +84,8 @@ pub struct Control {
     pub(crate) members: BTreeMap<WorkerId, Member>,
     pub(crate) attempts: BTreeMap<Epoch, Attempt>,
     pub(crate) queue: Queue,
-    /// Images whose message says what they wait for.
-    pub(crate) told: BTreeSet<Turn>,
+    /// Queued images whose message says what they wait for.
+    pub(crate) told: BTreeMap<Need, BTreeSet<Turn>>,
     pub(crate) next_epoch: Epoch,
     next_number: u64,
     /// Images that are neither done nor given up.
@@ -105,7 +105,7 @@ impl Control {
             members: BTreeMap::new(),
             attempts: BTreeMap::new(),
             queue: Queue::default(),
-            told: BTreeSet::new(),
+            told: BTreeMap::new(),
             next_epoch: Epoch(1),
             next_number: 0,
             n_open: 0,
@@ -329,8 +329,11 @@ impl Control {
             self.n_open -= 1;
         }
         if image.phase == Phase::Queued {
-            let need = Need::of(&job.spec.model, image);
-            self.queue.remove(&need, &(job.number, id.clone()), image.not_before);
+            let (need, turn) = (Need::of(&job.spec.model, image), (job.number, id.clone()));
+            self.queue.remove(&need, &turn, image.not_before);
+            if let Some(told) = self.told.get_mut(&need) {
+                told.remove(&turn);
+            }
         }
     }
 

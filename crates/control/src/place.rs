@@ -2,8 +2,6 @@
 //!
 //! When to stop an attempt for a better split is in `place/stop.rs`.
 
-use std::collections::BTreeSet;
-
 use plan::{Assignment, Epoch, ImageId, JobId, Mesh, ModelFacts, Peer, Rank, WorkerId};
 
 use crate::attempt::Attempt;
@@ -144,7 +142,8 @@ impl Control {
                 member.epoch = Some(epoch);
             }
         }
-        let was_told = self.told.remove(&self.turn(id));
+        let (turn, need) = (self.turn(id), self.need(id));
+        let was_told = need.and_then(|need| self.told.get(&need)).is_some_and(|told| told.contains(&turn));
         self.change(id, |image| {
             (image.phase, image.epoch) = (Phase::Running, Some(epoch));
             (image.numeric_class, image.weights_sha256) = (Some(numeric_class), Some(weights_sha256));
@@ -192,22 +191,21 @@ impl Control {
         self.members.values().any(|member| !member.is_draining && need.is_met_by(member))
     }
 
-    /// Tells the first images of each queue that nobody can serve; takes it back from those that can be served again.
+    /// Tells the first images of each queue that nobody can serve; takes it back when somebody can.
     fn say_what_is_missing(&mut self) {
-        let unmet: BTreeSet<&Need> =
-            self.queue.ready().map(|(need, _)| need).filter(|need| !self.is_met(need)).collect();
-        let is_over = |turn: &&Turn| self.need(&turn.1).is_none_or(|need| !unmet.contains(&need));
-        let over: Vec<Turn> = self.told.iter().filter(is_over).cloned().collect();
-        let waiting = self.queue.ready().filter(|(need, _)| unmet.contains(need));
-        let silent = waiting.flat_map(|(_, turns)| turns.iter().take(MOST_TOLD));
-        let silent: Vec<Turn> = silent.filter(|turn| !self.told.contains(*turn)).cloned().collect();
-        for turn in over {
-            self.told.remove(&turn);
-            if self.image(&turn.1).is_some_and(|image| image.phase == Phase::Queued) {
-                self.change(&turn.1, |image| image.message.clear());
+        let met: Vec<Need> = self.told.keys().filter(|need| self.is_met(need)).cloned().collect();
+        for need in met {
+            for (_, image) in self.told.remove(&need).unwrap_or_default() {
+                self.change(&image, |image| image.message.clear());
             }
         }
-        for (_, image) in silent {
+        let unmet = self.queue.ready().filter(|(need, _)| !self.is_met(need));
+        let silent = unmet.flat_map(|(need, turns)| {
+            let told = self.told.get(need);
+            turns.iter().take(MOST_TOLD).filter(move |turn| told.is_none_or(|told| !told.contains(*turn)))
+        });
+        let silent: Vec<ImageId> = silent.map(|(_, image)| image.clone()).collect();
+        for image in silent {
             self.say_what_image_waits_for(&image);
         }
     }
@@ -222,17 +220,18 @@ impl Control {
 
     fn say_what_image_waits_for(&mut self, id: &ImageId) {
         let Some(need) = self.need(id) else { return };
-        let model = need.model;
+        let model = need.model.clone();
         let has_model = self.members.values().any(|member| !member.is_draining && member.facts(&model).is_some());
-        let message = match need.begun {
+        let message = match &need.begun {
             Some(begun) if has_model => {
                 format!("waits for a worker of numeric class {}, in which it began", begun.numeric_class)
             }
             _ => format!("waits for a worker that has the model `{model}`"),
         };
-        self.told.insert(self.turn(id));
         if self.image(id).is_some_and(|image| image.message != message) {
             self.change(id, |image| image.message = message);
         }
+        let turn = self.turn(id);
+        self.told.entry(need).or_default().insert(turn);
     }
 }

@@ -48,3 +48,55 @@ fn every_job_comes_to_its_end_whatever_happens_on_the_way() {
     }
     assert!(faults.is_empty(), "run one with FRESCO_SIM_SEED=N to see it happen:\n{}", faults.join("\n"));
 }
+
+/// Seeds that found something once, in the machine as it was or with a fault put into it.
+fn check(seed: u64) {
+    run(seed, false).expect("this seed found something once");
+}
+
+#[test]
+fn the_image_of_a_worker_that_fell_silent_is_taken_from_it() {
+    check(2);
+}
+
+#[test]
+fn an_image_does_not_change_its_numeric_class() {
+    check(4);
+}
+
+#[test]
+fn a_part_that_ended_while_its_session_was_broken_is_not_waited_for_for_ever() {
+    check(13);
+    check(2_997);
+}
+
+#[test]
+fn one_rank_that_stopped_does_not_stop_the_others() {
+    check(18);
+}
+
+#[test]
+fn the_end_of_an_old_session_does_not_end_the_one_behind_it() {
+    check(27);
+}
+
+#[test]
+fn a_value_that_is_not_finite_fails_its_image_at_the_second_try() {
+    check(33);
+}
+
+#[test]
+fn a_seat_that_nobody_knows_of_is_given_up() {
+    check(41);
+}
+
+#[test]
+fn ranks_that_do_not_come_back_after_a_restart_are_waited_for_only_so_long() {
+    check(46);
+}
+
+#[test]
+fn ranks_that_come_back_after_a_restart_repeat_no_step() {
+    check(175);
+    check(1_129);
+}

@@ -33,7 +33,7 @@ impl World {
         (process.is_alive, process.is_paused, process.drains) = (true, false, false);
         (process.part, process.connection) = (None, None);
         process.reports.clear();
-        self.to_worker(0, worker, ToWorker::Connect);
+        self.reach(0, worker, ToWorker::Connect);
     }
 
     pub(crate) fn kill(&mut self, worker: usize, silently: bool, back_after_ms: u64) {
@@ -59,7 +59,7 @@ impl World {
             for peer in self.peers(epoch).into_iter().filter(|peer| *peer != worker) {
                 let patience_ms = self.rng.of(500..8_000);
                 if patience_ms < for_ms {
-                    self.to_worker(patience_ms, peer, ToWorker::PeerGone { epoch });
+                    self.reach(patience_ms, peer, ToWorker::PeerGone { epoch });
                 }
             }
         }
@@ -83,7 +83,7 @@ impl World {
             self.work(worker);
         }
         let pause_ms = self.rng.of(50..2_000);
-        self.to_worker(pause_ms, worker, ToWorker::Connect);
+        self.reach(pause_ms, worker, ToWorker::Connect);
     }
 
     /// The process ends by itself.
@@ -108,7 +108,7 @@ impl World {
         match what {
             ToWorker::Connect if current.is_none() => {
                 if self.workers[worker].is_cut_until > self.now {
-                    return self.to_worker(500, worker, ToWorker::Connect);
+                    return self.reach(500, worker, ToWorker::Connect);
                 }
                 let connection = self.new_connection();
                 self.workers[worker].connection = Some(Connection { id: connection, is_welcome: false });
@@ -123,7 +123,7 @@ impl World {
             }
             ToWorker::Beat { connection } if current == Some(connection) => {
                 self.say(worker, Report::Heartbeat);
-                self.to_worker(crate::shell::LEASE_MS / 3, worker, ToWorker::Beat { connection });
+                self.reach(crate::shell::LEASE_MS / 3, worker, ToWorker::Beat { connection });
             }
             ToWorker::Order { connection, order } if current == Some(connection) => self.obey(worker, order),
             ToWorker::Lost { .. } | ToWorker::Beat { .. } | ToWorker::Order { .. } => {}
@@ -146,7 +146,7 @@ impl World {
                 let Some(connection) = self.workers[worker].connection.as_mut() else { return };
                 connection.is_welcome = true;
                 let connection = connection.id;
-                self.to_worker(0, worker, ToWorker::Beat { connection });
+                self.reach(0, worker, ToWorker::Beat { connection });
                 if self.workers[worker].drains {
                     self.say(worker, Report::Drain);
                 }
@@ -194,7 +194,7 @@ impl World {
         self.workers[worker].part = Some(Part { assignment, at, stops: false, sending: None, next_rows: None });
         if at == At::Fetching {
             let delay = self.delay();
-            self.to_worker(2 * delay, worker, ToWorker::Fetched { epoch });
+            self.reach(2 * delay, worker, ToWorker::Fetched { epoch });
         } else {
             self.work(worker);
         }
@@ -225,7 +225,7 @@ impl World {
         team.ready.insert(rank);
         if team.is_broken {
             let delay = self.rng.of(1..200);
-            return self.to_worker(delay, worker, ToWorker::PeerGone { epoch });
+            return self.reach(delay, worker, ToWorker::PeerGone { epoch });
         }
         if team.ready.len() < team.assignment.mesh.n_ranks() {
             return;
@@ -381,7 +381,7 @@ impl World {
             team.is_loose = true;
         }
         let delay = self.delay();
-        self.to_worker(delay, worker, ToWorker::RowsDone { epoch, n, are_kept });
+        self.reach(delay, worker, ToWorker::RowsDone { epoch, n, are_kept });
     }
 
     fn rows_done(&mut self, worker: usize, n: usize, are_kept: bool) {
@@ -418,7 +418,7 @@ impl World {
             }
             if is_first {
                 let delay = self.delay();
-                self.to_worker(delay, peer, ToWorker::Upload { epoch });
+                self.reach(delay, peer, ToWorker::Upload { epoch });
             }
         }
     }
@@ -426,12 +426,12 @@ impl World {
     fn upload(&mut self, worker: usize, epoch: Epoch) {
         const AGAIN_MS: u64 = 1_000;
         if self.workers[worker].is_cut_until > self.now || self.shell.control.is_none() {
-            return self.to_worker(AGAIN_MS, worker, ToWorker::Upload { epoch });
+            return self.reach(AGAIN_MS, worker, ToWorker::Upload { epoch });
         }
         let Some(image) = self.shell.attempted(epoch) else { return self.drop_part(worker) };
         if self.shell.disk_full_until > self.now {
             self.feed(Some(Input::ArtifactRefused { epoch, message: "no room".into() }));
-            return self.to_worker(AGAIN_MS, worker, ToWorker::Upload { epoch });
+            return self.reach(AGAIN_MS, worker, ToWorker::Upload { epoch });
         }
         let sha256 = format!("{image}-{}", self.workers[worker].spec.numeric_class);
         self.shell.artifacts.insert(sha256.clone());
@@ -465,7 +465,7 @@ impl World {
         }
         for peer in self.peers(epoch).into_iter().filter(|peer| *peer != worker) {
             let delay = self.rng.of(1..200);
-            self.to_worker(delay, peer, ToWorker::PeerGone { epoch });
+            self.reach(delay, peer, ToWorker::PeerGone { epoch });
         }
     }
 

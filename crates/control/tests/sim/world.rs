@@ -225,7 +225,7 @@ impl World {
         self.rng.of(0..most)
     }
 
-    pub(crate) fn to_worker(&mut self, delay_ms: u64, worker: usize, what: ToWorker) {
+    pub(crate) fn reach(&mut self, delay_ms: u64, worker: usize, what: ToWorker) {
         let life = self.workers[worker].life;
         self.at(self.now + delay_ms, Happening::Worker { worker, life, what });
     }
@@ -243,7 +243,7 @@ impl World {
                 if self.workers[worker].life == life {
                     self.workers[worker].is_paused = false;
                     for what in self.deferred.remove(&worker).unwrap_or_default() {
-                        self.to_worker(0, worker, what);
+                        self.reach(0, worker, what);
                     }
                     self.unblock(worker);
                 }
@@ -345,7 +345,7 @@ impl World {
         let last = self.last_down.entry(connection).or_default();
         *last = (*last).max(self.now + delay);
         let wait = *last - self.now;
-        self.to_worker(wait, worker, ToWorker::Order { connection, order });
+        self.reach(wait, worker, ToWorker::Order { connection, order });
     }
 
     fn close(&mut self, session: SessionId) {
@@ -363,7 +363,7 @@ impl World {
         for worker in 0..self.workers.len() {
             if let Some(Connection { id, .. }) = self.workers[worker].connection {
                 let delay = self.delay();
-                self.to_worker(delay, worker, ToWorker::Lost { connection: id });
+                self.reach(delay, worker, ToWorker::Lost { connection: id });
             }
         }
         self.at(self.now + down_ms, Happening::Boot);
@@ -371,7 +371,7 @@ impl World {
 
     fn opened(&mut self, worker: usize, life: u64, connection: u64, hello: control::Hello) {
         if self.shell.control.is_none() {
-            return self.to_worker(1, worker, ToWorker::Lost { connection });
+            return self.reach(1, worker, ToWorker::Lost { connection });
         }
         self.shell.next_session += 1;
         let session = SessionId(self.shell.next_session);

@@ -32,7 +32,9 @@ fn images_come_first_and_what_is_left_is_shared() {
 #[test]
 fn members_of_equal_speed_are_shared_evenly() {
     let mut farm = Farm::new();
-    ["a", "b", "c", "d"].map(|worker| farm.join(worker));
+    for worker in ["a", "b", "c", "d"] {
+        farm.join(worker);
+    }
     let first = farm.submit(1);
     assert_eq!(farm.seats(&first, 0).len(), 4);
     let second = farm.submit(1);
@@ -92,7 +94,8 @@ fn nothing_stops_before_its_last_step_or_in_its_decode() {
     farm.keep(&job, 0, 10);
     let epoch = farm.epoch(&job, 0);
     farm.hear(Input::Decoding { worker: id("a"), session: a, epoch });
-    farm.join("b");
+    let (_, outputs) = farm.join_as("b", hello("b"));
+    assert_eq!(stops(&outputs), []);
     assert_eq!(stops(&farm.hear(Input::Drain { worker: id("a"), session: a })), []);
 }
 
@@ -121,6 +124,29 @@ fn a_worker_at_a_fifth_of_its_speed_gets_fewer_rows_and_then_there_is_peace() {
     let attempt = farm.control.attempt(farm.epoch(&job, 0)).expect("a running image has an attempt");
     let rows = |worker: &str| attempt.rank_of(&id(worker)).map_or(0, |rank| attempt.mesh.band(rank).n_rows());
     assert!(rows("c") < rows("a") && rows("a") == rows("b"), "{attempt:?}");
+}
+
+#[test]
+fn speeds_that_jump_about_cost_fewer_and_fewer_stops() {
+    let mut farm = Farm::new();
+    let sessions = ["a", "b"].map(|worker| (worker, farm.join(worker)));
+    let mut long = spec(1);
+    long.request.steps = 200;
+    let job = farm.ask("", long).expect("the job is fine");
+    let mut at = Vec::new();
+    for n in 1..200 {
+        // Each is slow for ten steps, then the other is.
+        let is_slow = |idx: usize| (n / 10 + idx).is_multiple_of(2);
+        let ms = |idx| if is_slow(idx) { 4.0 } else { 1.0 };
+        let outputs = step(&mut farm, &job, n, &[("a", sessions[0].1, ms(0)), ("b", sessions[1].1, ms(1))]);
+        for (_, epoch) in stops(&outputs) {
+            at.push(n);
+            for (worker, session) in sessions {
+                farm.stop(worker, session, epoch);
+            }
+        }
+    }
+    assert!((2..=7).contains(&at.len()), "stopped at {at:?}");
 }
 
 #[test]
