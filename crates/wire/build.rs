@@ -1,4 +1,5 @@
 //! Compiles every file in `proto/fresco/v1` in pure Rust, so that no `protoc` is needed.
+#![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
 

@@ -70,6 +70,8 @@ fn start_log() -> anyhow::Result<()> {
         Stop::Usage(format!("FRESCO_LOG `{directives}` is not understood ({error}): use a level such as debug"))
     })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A reader of standard error that goes away is no reason to end.
+    let log = log.log_internal_errors(false);
     log.with_ansi(is_colored(&std::io::stderr())).init();
     Ok(())
 }

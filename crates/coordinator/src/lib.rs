@@ -13,7 +13,7 @@ mod render_service;
 mod status;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,9 +37,9 @@ use persist::Persistence;
 pub struct Config {
     /// Where it listens; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The embedded store's file.
+    /// The embedded store's file; checkpoints lie in a folder beside it.
     pub store: PathBuf,
-    /// Folder of finished pictures; checkpoints lie beside them.
+    /// Folder of finished pictures.
     pub artifacts: PathBuf,
     /// How long a lease lasts without a heartbeat.
     pub lease_ttl_ms: u64,
@@ -59,14 +59,10 @@ impl Coordinator {
     /// # Errors
     /// If one of them cannot be used; the message names it.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
-        let folder = config.store.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if let Some(folder) = folder {
-            std::fs::create_dir_all(folder)
-                .with_context(|| format!("create the store's folder {}", folder.display()))?;
-        }
+        let folder = config.store.parent().unwrap_or(Path::new(""));
+        let checkpoints = Arc::new(Checkpoints::open(folder.join("checkpoints"))?);
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.store)?);
         let artifacts = Arc::new(Artifacts::open(config.artifacts.clone())?);
-        let checkpoints = Arc::new(Checkpoints::open(config.artifacts.join("checkpoints"))?);
         let (persistence, mut records) = Persistence::load(store)?;
         checkpoints.check(&mut records);
         let machine = control::Config {

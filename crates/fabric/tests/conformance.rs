@@ -1,5 +1,6 @@
 //! What every fabric owes its ranks, asked of ranks in one process and of ranks behind ports, with and without
 //! faults between them.
+#![forbid(unsafe_code)]
 
 #[path = "conformance/suite.rs"]
 mod suite;

@@ -84,6 +84,11 @@ impl Stay {
                     self.drop_part();
                     bail!("the coordinator refused worker `{}`: {reason}", self.worker.name)
                 }
+                // A private farm ends all at once, in any order.
+                Ended::Broken { .. } if *self.shutdown.borrow() == Shutdown::Now => {
+                    self.drop_part();
+                    return Ok(());
+                }
                 Ended::Broken { reason, was_up } => {
                     if was_up {
                         (pause, is_told) = (FIRST_PAUSE, false);
@@ -95,7 +100,7 @@ impl Stay {
                 }
             }
             let drains = *self.shutdown.borrow() != Shutdown::No;
-            if drains && (self.part.is_none() || *self.shutdown.borrow() == Shutdown::Now) {
+            if drains && self.part.is_none() {
                 self.drop_part();
                 return Ok(());
             }

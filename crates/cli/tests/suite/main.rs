@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_model;
 mod desk;
 mod doctor;
+mod farm;
 mod model_command;
 mod render;
 mod settings;
