@@ -1,10 +1,9 @@
 //! What workers do: sessions, and the ranks of one attempt, which take every step together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use control::{ArtifactRef, Input};
 use plan::{ArtifactKind, Assignment, Cause, Epoch, ImageId, Rank, WorkerId};
-use std::collections::BTreeMap;
 
 use crate::scene::FAULTS_END_MS;
 use crate::worker::{At, Connection, Part, Report};
