@@ -252,7 +252,8 @@ impl Oracle {
 
     fn check_image(&mut self, id: &ImageId, image: &control::Image) {
         let is_over = matches!(image.phase, Phase::Failed | Phase::Cancelled);
-        if !is_over && self.wanted_again.remove(id) {
+        let is_back = self.n_steps.get(id).is_some_and(|before| *before > image.n_steps_done);
+        if (!is_over || is_back) && self.wanted_again.remove(id) {
             self.n_steps.remove(id);
             self.n_failures.remove(id);
             self.n_not_finite.remove(id);
