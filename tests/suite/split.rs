@@ -107,10 +107,8 @@ fn run(
                     let pools = [pool(), pool()];
                     let (fabric, assignment) = (&*fabric, &assignment);
                     let seat = Seat { renderer, assignment, fabric, exchanges, pools: &pools };
-                    let start = checkpoint.map_or(Start::Seed, |(_, latents, clean)| Start::Checkpoint {
-                        latents,
-                        clean: Some(clean),
-                    });
+                    let start = checkpoint
+                        .map_or(Start::Seed, |(_, latents, clean)| Start::Checkpoint { latents, clean: Some(clean) });
                     seat.run(start, keeper).expect("the rank runs")
                 })
             })
