@@ -29,6 +29,7 @@ from sampler import GUIDANCE, STEPS, Sampler, noise
 from world import SCENES, caption, render, sample_attributes
 
 HELD_OUT = 31337
+AT_ONCE = 16
 PARITY_CAPTIONS = [
     ("snowy mountains at sunset with a ringed planet on the right", 256, 256),
     ("a calm sea at night under a starry sky with a crescent moon on the left", 320, 208),
@@ -77,24 +78,32 @@ def from_fresco(arguments, captions, seeds, width, height):
     return torch.stack(pictures)
 
 
+def drawn(arguments, captions, seeds, device):
+    """The pictures for the captions, scaled for the judge; kept in `--pictures`, from where a stopped run goes on."""
+    width, height = map(int, arguments.size.split("x"))
+    kept = arguments.pictures and arguments.pictures.exists()
+    pictures = torch.load(arguments.pictures) if kept else torch.empty(0, 3, judge.SIDE, judge.SIDE, dtype=torch.uint8)
+    sampler = None
+    while len(pictures) < len(captions):
+        part = slice(len(pictures), len(pictures) + AT_ONCE)
+        if arguments.fresco:
+            more = from_fresco(arguments, captions[part], seeds[part], width, height)
+        else:
+            sampler = sampler or load_sampler(arguments.model, device, arguments.state)
+            more = sampler.pictures(captions[part], seeds[part], width, height)
+        pictures = torch.cat([pictures, judge.scaled(more.float() / 255)])
+        if arguments.pictures:
+            torch.save(pictures, arguments.pictures)
+    return pictures[: len(captions)]
+
+
 def measure_judged(arguments, device):
     """Share of pictures in which each attribute is what the caption says."""
-    width, height = map(int, arguments.size.split("x"))
     attributes, captions, seeds = (part[arguments.first :] for part in held_out(arguments.first + arguments.count))
-    network = judge.load(arguments.judge, device)
-    sampler = None if arguments.fresco else load_sampler(arguments.model, device, arguments.state)
-    rows, at_once = [], 16
-    for first in range(0, len(captions), at_once):
-        part = slice(first, first + at_once)
-        if sampler:
-            pictures = sampler.pictures(captions[part], seeds[part], width, height)
-        else:
-            pictures = from_fresco(arguments, captions[part], seeds[part], width, height)
-        rows.append(judge.judge(network, judge.scaled(pictures.float() / 255)))
-    seen, true = torch.cat(rows), judge.labels(attributes)
-    if arguments.rows:
-        torch.save((seen, true), arguments.rows)
-    shares = judge.accuracy(seen, true)
+    pictures = drawn(arguments, captions, seeds, device)
+    if not Path(arguments.judge).exists():
+        raise SystemExit(f"no classifiers in {arguments.judge}: train them with judge.py")
+    shares = judge.accuracy(judge.judge(judge.load(arguments.judge, device), pictures), judge.labels(attributes))
     by = "fresco" if arguments.fresco else "training sampler"
     print(json.dumps({"size": arguments.size, "count": len(captions), "by": by, **{name: round(share, 4) for name, share in shares.items()}}))
 
@@ -149,7 +158,7 @@ def main():
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--first", type=int, default=0, help="leave out this many of the held-out captions, to share the work")
     parser.add_argument("--judge", default="judge.pt", help="classifiers from judge.py")
-    parser.add_argument("--rows", help="write what was seen and what was asked for, value numbers [n, 6] each")
+    parser.add_argument("--pictures", type=Path, help="keep the pictures here, scaled for the judge, or take them from here")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     {"psnr": measure_psnr, "judged": measure_judged, "parity": measure_parity}[arguments.mode](arguments, device)

@@ -1,14 +1,15 @@
 """Classifiers that say what is in a picture: six heads on one small network, trained on rendered pictures alone.
 
 No generated picture is ever shown to it in training. A quarter of the rendered ones pass through the VAE first, so that
-the decoder's texture is no novelty. Pictures of any size are scaled to 256x256.
+the decoder's texture is no novelty. Square pictures of any size are scaled to 256x256.
 
-    judge.py data OUT.pt COUNT SEED VAE_FOLDER [--even]   rendered pictures with labels; --even: more starry nights
-    judge.py train DATA.pt TEST.pt OUT.pt [--minutes 6]   trains, and prints the accuracy on TEST.pt
+    judge.py data OUT.pt COUNT SEED VAE_FOLDER [--even]    rendered pictures with labels; --even: more starry nights
+    judge.py train TEST.pt OUT.pt DATA.pt... [--steps N]   trains, and prints the accuracy on TEST.pt; goes on from OUT.pt
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from torch import nn
 from world import VALUES, render, sample_attributes
 
 SIDE = 256
-SIZES = [((256, 256), 0.45), ((320, 208), 0.2), ((208, 320), 0.2), ((384, 384), 0.07), ((512, 512), 0.05), ((512, 288), 0.03)]
+SIDES_PX, SIDE_SHARES = [256, 384, 512], [0.75, 0.15, 0.1]
 THROUGH_VAE = 0.25
-BATCH = 48
+BATCH = 32
 RATE = 2e-3
+# Stars are small and rare: a mistake about them counts three times.
+WEATHER_WEIGHTS = [1.0, 1.0, 1.0, 3.0]
 SIDE_HEAD = list(VALUES).index("side")
 
 
@@ -73,9 +76,9 @@ def draw(count, seed, vae, even, device):
         attributes = sample_attributes(rng)
         while even and index % 5 == 0 and attributes.time != "at night":
             attributes = sample_attributes(rng)
-        width, height = SIZES[rng.choice(len(SIZES), p=[share for _, share in SIZES])][0]
-        picture = torch.from_numpy(render(attributes, int(rng.integers(1 << 30)), width, height)).permute(2, 0, 1)[None] / 255
-        if rng.random() < THROUGH_VAE and width * height < 100_000:
+        side = int(rng.choice(SIDES_PX, p=SIDE_SHARES))
+        picture = torch.from_numpy(render(attributes, int(rng.integers(1 << 30)), side, side)).permute(2, 0, 1)[None] / 255
+        if rng.random() < THROUGH_VAE and side == SIDE:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
                 latent = vae.encode(picture.to(device) * 2 - 1).latent_dist.sample()
                 picture = (vae.decode(latent).sample.float().cpu().clamp(-1, 1) + 1) / 2
@@ -118,26 +121,32 @@ def load(path, device):
     return network.eval().to(device)
 
 
-def train(pictures, true, test_pictures, test_true, path, minutes, device):
-    """Trains for the given time and writes the weights; the accuracy on the test pictures is printed."""
+def train(pictures, true, test_pictures, test_true, path, steps, device):
+    """Trains for `steps` and writes the weights; the accuracy on the test pictures is printed."""
     torch.manual_seed(5)
-    network = Judge().to(device, memory_format=torch.channels_last)
+    network = Judge()
+    if path.exists():
+        network.load_state_dict(torch.load(path))
+    network.to(device, memory_format=torch.channels_last)
+    class_weights = [torch.tensor(WEATHER_WEIGHTS if name == "weather" else [1.0] * len(values), device=device) for name, values in VALUES.items()]
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.02)
-    started, step = time.time(), 0
-    while (share := (time.time() - started) / (minutes * 60)) < 1:
+    started = time.time()
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 100) * (0.5 * (1 + np.cos(np.pi * share)) * 0.98 + 0.02)
+            group["lr"] = RATE * min(1, (step + 1) / 100) * (0.5 * (1 + np.cos(np.pi * step / steps)) * 0.98 + 0.02)
         picks = torch.randint(len(pictures), (BATCH,))
         batch, target = augmented(pictures[picks].to(device).float() / 127.5 - 1, true[picks].clone().to(device), step)
         with torch.autocast(device.type, torch.bfloat16):
             heads = network(batch.contiguous(memory_format=torch.channels_last))
-        loss = sum(F.cross_entropy(head.float(), target[:, i], ignore_index=-1, label_smoothing=0.02) for i, head in enumerate(heads))
+        loss = sum(
+            F.cross_entropy(head.float(), target[:, i], weight, ignore_index=-1, label_smoothing=0.02)
+            for i, (head, weight) in enumerate(zip(heads, class_weights))
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        step += 1
-        if step % 100 == 0:
-            print(f"judge {step} loss {loss.item():.3f}, {time.time() - started:.0f} s", flush=True)
+        if (step + 1) % 100 == 0:
+            print(f"judge {step + 1}/{steps} loss {loss.item():.3f}, {time.time() - started:.0f} s", flush=True)
     network.eval()
     own = accuracy(judge(network, test_pictures), test_true)
     print("accuracy on rendered pictures:", ", ".join(f"{name} {share:.1%}" for name, share in own.items()))
@@ -154,10 +163,10 @@ def main():
     data.add_argument("vae")
     data.add_argument("--even", action="store_true")
     training = commands.add_parser("train")
-    training.add_argument("data")
     training.add_argument("test")
-    training.add_argument("out")
-    training.add_argument("--minutes", type=float, default=6)
+    training.add_argument("out", type=Path)
+    training.add_argument("data", nargs="+")
+    training.add_argument("--steps", type=int, default=900)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.command == "data":
@@ -167,7 +176,9 @@ def main():
         torch.manual_seed(arguments.seed)
         torch.save(draw(arguments.count, arguments.seed, vae, arguments.even, device), arguments.out)
     else:
-        train(*torch.load(arguments.data), *torch.load(arguments.test), arguments.out, arguments.minutes, device)
+        parts = [torch.load(path) for path in arguments.data]
+        pictures, true = (torch.cat([part[i] for part in parts]) for i in range(2))
+        train(pictures, true, *torch.load(arguments.test), arguments.out, arguments.steps, device)
 
 
 if __name__ == "__main__":

@@ -61,16 +61,29 @@ LATENTS_FROM = "crops-64"
 
 SQUARE_128 = PoolPlan(128, 128, 8000, 11)
 SQUARE_256, WIDE_256, TALL_256 = PoolPlan(256, 256, 5000, 12), PoolPlan(320, 208, 2000, 12), PoolPlan(208, 320, 2000, 12)
-SQUARE_512, WIDE_512, TALL_512 = PoolPlan(512, 512, 1200, 13), PoolPlan(640, 416, 500, 13), PoolPlan(416, 640, 500, 13)
-SQUARE_1024, WIDE_1024 = PoolPlan(1024, 1024, 160, 14), PoolPlan(1280, 832, 60, 14)
+SQUARE_512, WIDE_512 = PoolPlan(512, 512, 1200, 13), PoolPlan(672, 384, 160, 13)
+SQUARE_1024, WIDE_1024 = PoolPlan(1024, 1024, 100, 14), PoolPlan(1280, 720, 40, 14)
 AROUND_256 = (Mix(SQUARE_256, 24, 5), Mix(WIDE_256, 24, 2), Mix(TALL_256, 24, 2))
+UP_TO_512 = (Mix(SQUARE_256, 20, 4), Mix(WIDE_256, 20, 1), Mix(TALL_256, 20, 1), Mix(SQUARE_512, 6, 5), Mix(WIDE_512, 6, 1))
+UP_TO_1024 = (
+    Mix(SQUARE_256, 20, 3),
+    Mix(WIDE_256, 20, 0.5),
+    Mix(TALL_256, 20, 0.5),
+    Mix(SQUARE_512, 6, 3),
+    Mix(WIDE_512, 6, 0.7),
+    Mix(SQUARE_1024, 2, 1.2),
+    Mix(WIDE_1024, 2, 0.5),
+)
 
 DIT_STAGES = [
     DitStage("start", (Mix(SQUARE_128, 48, 1),), steps=2300, rate=8e-4, last_rate=4e-5, shift=1.0),
     DitStage("s128", (Mix(SQUARE_128, 64, 1),), steps=600, rate=8e-4, last_rate=6.5e-4, shift=1.0),
     DitStage("s256", AROUND_256, steps=1000, rate=8e-4, last_rate=3.9e-4, shift=1.5),
-    DitStage("kv256", AROUND_256, steps=600, rate=5e-4, last_rate=2.5e-4, shift=1.5, compressed=True),
+    DitStage("kv256", AROUND_256, steps=400, rate=5e-4, last_rate=3.1e-4, shift=1.5, compressed=True),
+    DitStage("s512", UP_TO_512, steps=700, rate=5e-4, last_rate=1e-4, shift=2.0, compressed=True),
+    DitStage("s1024", UP_TO_1024, steps=420, rate=3e-4, last_rate=1e-5, shift=2.0, compressed=True),
 ]
 
-# Seconds of one processor core (Zen 5, one thread) for one picture of a stage: what the stages are said to cost.
-SECONDS_A_PICTURE = {"crops": 0.03, "decoder": 0.25, 128: 0.014, 256: 0.041, 512: 0.3, 1024: 3.0}
+# What the stages are said to cost: seconds of one core (Zen 5, one thread) for one picture, by its number of pixels.
+CROP_SECONDS, DECODER_SECONDS = 0.03, 0.25
+DIT_SECONDS = [(128 * 128, 0.014), (320 * 208, 0.042), (512 * 512, 0.17), (1024 * 1024, 1.5)]

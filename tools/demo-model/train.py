@@ -19,19 +19,26 @@ import train_dit
 import train_vae
 from export import export
 from networks import build_vae
-from recipe import DIT_STAGES, LATENTS_FROM, SECONDS_A_PICTURE, VAE_STAGES
+from recipe import CROP_SECONDS, DECODER_SECONDS, DIT_SECONDS, DIT_STAGES, LATENTS_FROM, VAE_STAGES
 from tokenizer import build as build_tokenizer
 from train_vae import WHOLE
 
 
 def dit_seconds(stage):
-    step = sum(mix.share * mix.batch * SECONDS_A_PICTURE[mix.pool.width] for mix in stage.mixes) / sum(mix.share for mix in stage.mixes)
-    return stage.steps * step
+    """Estimated seconds of one core for a stage of the transformer."""
+    step_seconds = 0.0
+    for mix in stage.mixes:
+        n_pixels = mix.pool.width * mix.pool.height
+        picture_seconds = next((seconds for largest, seconds in DIT_SECONDS if n_pixels <= largest), DIT_SECONDS[-1][1])
+        step_seconds += mix.share * mix.batch * picture_seconds
+    return stage.steps * step_seconds / sum(mix.share for mix in stage.mixes)
 
 
 def vae_seconds(stage):
-    mean_batch = sum(count * share for _, _, count, share in WHOLE) if stage.kind == "decoder" else stage.batch
-    return stage.steps * mean_batch * SECONDS_A_PICTURE[stage.kind]
+    """Estimated seconds of one core for a stage of the VAE."""
+    if stage.kind == "crops":
+        return stage.steps * stage.batch * CROP_SECONDS
+    return stage.steps * DECODER_SECONDS * sum(count * share for _, _, count, share in WHOLE)
 
 
 def print_costs(device):
