@@ -109,11 +109,19 @@ impl Checkpoints {
     fn forget_older(&self, image: &ImageId, n_steps_done: usize) {
         let mut images = self.images();
         let Some(steps) = images.get_mut(image) else { return };
-        let older: Vec<usize> = steps.keys().copied().filter(|n| n + KEPT <= n_steps_done).collect();
+        // Counted in steps that are there: a coordinator that was away has gaps.
+        let whole = steps.iter().filter(|(n, step)| **n <= n_steps_done && step.is_whole()).map(|(n, _)| *n);
+        let Some(oldest_kept) = whole.rev().nth(KEPT - 1) else { return };
+        let older: Vec<usize> = steps.keys().copied().filter(|n| *n < oldest_kept).collect();
         for n in older {
             steps.remove(&n);
             drop(fs::remove_file(self.path(image, n)));
         }
+    }
+
+    /// Whether all rows behind a step are there.
+    pub(crate) fn is_whole(&self, image: &ImageId, n_steps_done: usize) -> bool {
+        self.images().get(image).and_then(|steps| steps.get(&n_steps_done)).is_some_and(Step::is_whole)
     }
 
     /// The whole latent and clean latent behind a step.

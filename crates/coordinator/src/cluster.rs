@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use control::{ArtifactRef, Hello, Input, Running, SessionId};
 use futures_util::{Stream, StreamExt};
 use plan::{Epoch, ImageId, Rank, WorkerId};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use wire::v1::cluster_service_server::ClusterService;
@@ -22,6 +22,8 @@ use crate::status::status;
 
 /// How long a session may say nothing at its beginning.
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
+/// How long rows wait for those of other ranks before their sender is asked to send them again.
+const WHOLE_WITHIN: Duration = Duration::from_secs(5);
 const CHUNK_BYTES: usize = 1 << 20;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -31,11 +33,31 @@ pub(crate) struct Members {
     desk: Desk,
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
+    /// A step became whole.
+    kept: Arc<Notify>,
 }
 
 impl Members {
     pub(crate) fn new(desk: Desk, checkpoints: Arc<Checkpoints>, artifacts: Arc<Artifacts>) -> Self {
-        Self { desk, checkpoints, artifacts }
+        Self { desk, checkpoints, artifacts, kept: Arc::default() }
+    }
+
+    /// Waits until all ranks' rows behind a step are there. Rows of a step that is not whole are in memory alone, so
+    /// they count as kept for nobody before.
+    async fn whole(&self, image: &ImageId, n_steps_done: usize) -> Result<(), Status> {
+        let whole = async {
+            loop {
+                let told = self.kept.notified();
+                tokio::pin!(told);
+                told.as_mut().enable();
+                if self.checkpoints.is_whole(image, n_steps_done) {
+                    return;
+                }
+                told.await;
+            }
+        };
+        let waited = tokio::time::timeout(WHOLE_WITHIN, whole).await;
+        waited.map_err(|_| Status::unavailable("rows of other ranks are missing: send these again"))
     }
 
     /// The image of an epoch that is on, the latent's rows and columns, and steps done when it began.
@@ -116,12 +138,16 @@ impl ClusterService for Members {
             return Err(Status::data_loss(format!("rows of {} bytes are damaged", bytes.len())));
         }
         let (checkpoints, bytes) = (Arc::clone(&self.checkpoints), bytes.freeze());
-        let put = tokio::task::spawn_blocking(move || checkpoints.put(&image, place, &bytes)).await;
+        let of = image.clone();
+        let put = tokio::task::spawn_blocking(move || checkpoints.put(&of, place, &bytes)).await;
         let is_whole = put.map_err(|_| Status::internal("the checkpoint's thread died"))?;
         let is_whole =
             is_whole.map_err(|error| Status::unavailable(format!("the checkpoint cannot be kept: {error}")))?;
         if is_whole {
             self.desk.tell(Input::StepKept { epoch, n_steps_done }).await?;
+            self.kept.notify_waiters();
+        } else {
+            self.whole(&image, n_steps_done).await?;
         }
         Ok(Response::new(v1::PutCheckpointResponse {}))
     }

@@ -124,7 +124,12 @@ impl Driver {
             let asleep = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
             tokio::select! {
                 message = self.inbox.recv() => match message {
-                    Some(Message::Do(input)) => self.control.handle(self.now(), input),
+                    Some(Message::Do(input)) => {
+                        if let Input::Left { session, .. } = &input {
+                            self.sessions.remove(session);
+                        }
+                        self.control.handle(self.now(), input);
+                    }
                     Some(Message::Ask(question)) => question(&self.control),
                     Some(Message::Open(session, orders)) => drop(self.sessions.insert(session, orders)),
                     Some(Message::Answer(reply, answer)) => drop(self.answers.insert(reply, answer)),

@@ -1,7 +1,7 @@
 //! Where a rank at work and its session meet: flags going in, rows and reports coming out.
 //!
-//! A rank does not begin a step before the rows behind the last one are kept, or a kill could cost two steps;
-//! but it goes on while the coordinator is away, and then only the newest rows matter.
+//! Rows of one step may be under way while the next is computed, and no more: a kill then costs one step. But a rank
+//! goes on while the coordinator is away, and then only the newest rows matter.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

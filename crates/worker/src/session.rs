@@ -34,6 +34,8 @@ pub(crate) struct Stay {
     part: Option<(Arc<Desk>, JoinHandle<()>)>,
     /// Tells this process apart from another of the same name.
     incarnation: String,
+    /// How the part ended: a session that breaks may lose what was said last, so it is said again in the next.
+    last_word: Option<Report>,
 }
 
 /// How one session ended.
@@ -64,6 +66,7 @@ impl Stay {
             reports,
             part: None,
             incarnation: uuid::Uuid::now_v7().to_string(),
+            last_word: None,
         }
     }
 
@@ -136,6 +139,11 @@ impl Stay {
         };
         self.is_connected.store(true, Ordering::SeqCst);
         tracing::info!(worker = %self.worker.name, coordinator = self.worker.coordinator, "joined");
+        if let Some(last_word) = self.last_word.clone()
+            && !say(last_word).await
+        {
+            return broken("the stream closed".into(), true);
+        }
         let mut beat = interval(lease_ttl / 3);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut has_drained = false;
@@ -149,7 +157,12 @@ impl Stay {
             }
             let is_said = tokio::select! {
                 _ = beat.tick() => say(Report::Heartbeat(v1::Heartbeat {})).await,
-                Some(report) = self.reports.1.recv() => say(report).await,
+                Some(report) = self.reports.1.recv() => {
+                    if matches!(report, Report::Stopped(_) | Report::Finished(_) | Report::Failed(_)) {
+                        self.last_word = Some(report.clone());
+                    }
+                    say(report).await
+                }
                 order = orders.message() => match order {
                     Ok(Some(v1::SessionResponse { message: Some(Order::Drained(_)) })) => return Ended::Leave,
                     Ok(Some(v1::SessionResponse { message })) => match message {
@@ -228,6 +241,7 @@ impl Stay {
 
     /// Begins a part on a thread of its own, once the one before it has ended.
     fn begin(&mut self, assignment: plan::Assignment) {
+        self.last_word = None;
         let before = self.part.take();
         if let Some((desk, _)) = &before {
             if desk.epoch >= assignment.epoch {
