@@ -10,15 +10,13 @@ use plan::{Epoch, Rank};
 use wire::v1::exchange_response::Kind as Answer;
 
 use super::answer::{Answers, NOTHING_WANTED, answer};
-use super::config::{PortConfig, Tally};
+use super::config::{MESSAGE_BYTES, PortConfig, Tally};
 use super::header::{Header, LinkKey};
 use crate::seat::{Seat, lock};
 use crate::{FabricError, Payload, Tag};
 
 /// Epochs remembered as over; below the oldest of them everything is.
 const N_REMEMBERED: usize = 4096;
-/// Counted for a kept message beside its payload, so that empty ones are bounded too.
-const KEEPING_BYTES: u64 = 256;
 
 /// What becomes of a message whose header came.
 pub(crate) enum Verdict {
@@ -43,9 +41,11 @@ struct Table {
     newest: BTreeMap<u64, Epoch>,
     links: BTreeMap<LinkKey, Link>,
     /// Handed over within this process to ranks that have not opened the epoch.
-    handed: BTreeMap<(Epoch, Rank), Vec<(Rank, Tag, Payload)>>,
+    handed: BTreeMap<(Epoch, Rank), Vec<Handed>>,
     early_bytes: u64,
 }
+
+type Handed = (Rank, Tag, Payload);
 
 struct Open {
     image: u64,
@@ -354,8 +354,8 @@ impl Table {
             }
             None => {
                 link.kept.push((header.tag, tensor));
-                link.kept_bytes += n_bytes + KEEPING_BYTES;
-                self.early_bytes += n_bytes + KEEPING_BYTES;
+                link.kept_bytes += n_bytes + MESSAGE_BYTES;
+                self.early_bytes += n_bytes + MESSAGE_BYTES;
             }
         }
     }
@@ -363,7 +363,7 @@ impl Table {
     /// Makes room for an early message at the expense of older epochs, which are likelier never to open. What is
     /// dropped was not reported as received: its sender has it and is asked for it when the epoch opens.
     fn make_room(&mut self, header: &Header, config: &PortConfig) -> bool {
-        let need_bytes = header.length + KEEPING_BYTES;
+        let need_bytes = header.length + MESSAGE_BYTES;
         while self.early_bytes + need_bytes > config.early_limit_bytes {
             let oldest = self.links.iter_mut().find(|(_, link)| !link.kept.is_empty());
             match oldest {

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::fault::Faults;
 
+/// Counted for a message beside its payload wherever bytes are bounded, so that empty ones are bounded too.
+pub(crate) const MESSAGE_BYTES: u64 = 256;
+
 /// What can be set of a port. The defaults suit ranks on one local network.
 #[derive(Debug, Clone)]
 pub struct PortConfig {
@@ -12,7 +15,8 @@ pub struct PortConfig {
     pub silence: Duration,
     /// A peer that could not be reached for this long is gone.
     pub reconnect: Duration,
-    /// Bytes a link may have under way before `send` waits. A larger message goes alone.
+    /// Bytes a link may have under way before `send` waits, 256 for every message beside its payload. A larger
+    /// message goes alone.
     pub credit_bytes: u64,
     /// The largest message sent or taken, in bytes.
     pub message_limit_bytes: u64,

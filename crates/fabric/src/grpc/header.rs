@@ -3,7 +3,7 @@
 //! Written and read by hand, byte for byte as protobuf would (a test compares), because a protobuf library
 //! would copy the tensor into the message and out of it.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use plan::{Epoch, Rank};
 use wire::v1::exchange_request as proto;
 
@@ -16,6 +16,8 @@ pub(crate) const PREFIX_BYTES: usize = 5;
 pub(crate) const HEADER_BYTES: usize = 76;
 /// Bytes of the checksum behind the payload.
 pub(crate) const TRAILER_BYTES: usize = 5;
+/// Most bytes of a message beside its payload.
+pub(crate) const OVERHEAD_BYTES: usize = PREFIX_BYTES + HEADER_BYTES + 1 + MAX_VARINT_BYTES + TRAILER_BYTES;
 /// Bytes of the header that its checksum covers.
 const CHECKED_BYTES: usize = HEADER_BYTES - 5;
 /// Most bytes the payload's length takes: a message is at most `u32::MAX` bytes.
@@ -82,12 +84,13 @@ impl Header {
         Self { kind, link, image, tag: Tag(0), sequence, dtype: Dtype::Bytes, length: 0 }
     }
 
-    /// Everything before the payload, gRPC's prefix included, with room behind for `spare_bytes`; and the
-    /// checksum so far, to be continued over the payload.
-    pub(crate) fn encode(&self, spare_bytes: usize) -> (BytesMut, u32) {
+    /// Appends everything before the payload, gRPC's prefix included. Returns the checksum so far, to be continued
+    /// over the payload.
+    pub(crate) fn encode(&self, out: &mut BytesMut) -> u32 {
         let varint_bytes = varint_bytes(self.length);
         let message_bytes = HEADER_BYTES + 1 + varint_bytes + self.length as usize + TRAILER_BYTES;
-        let mut out = BytesMut::with_capacity(PREFIX_BYTES + HEADER_BYTES + 1 + MAX_VARINT_BYTES + spare_bytes);
+        out.reserve(OVERHEAD_BYTES);
+        let start = out.len() + PREFIX_BYTES;
         out.put_u8(0);
         out.put_u32(message_bytes as u32);
 
@@ -101,20 +104,20 @@ impl Header {
             Dtype::F32 => proto::Dtype::F32,
             Dtype::F64 => proto::Dtype::F64,
         };
-        put_u32(&mut out, 1, MAGIC);
-        put_u32(&mut out, 2, VERSION);
-        put_enum(&mut out, 3, kind as u8);
-        put_u64(&mut out, 4, self.link.epoch.0);
-        put_u64(&mut out, 5, self.image);
-        put_u32(&mut out, 6, self.link.from.0.into());
-        put_u32(&mut out, 7, self.link.to.0.into());
-        put_u64(&mut out, 8, self.tag.0);
-        put_u64(&mut out, 9, self.sequence);
-        put_enum(&mut out, 10, dtype as u8);
-        put_enum(&mut out, 11, proto::Codec::Unspecified as u8);
-        put_u64(&mut out, 12, self.length);
-        let crc = crc32c::crc32c(&out[PREFIX_BYTES..]);
-        put_u32(&mut out, 13, crc);
+        put_u32(out, 1, MAGIC);
+        put_u32(out, 2, VERSION);
+        put_enum(out, 3, kind as u8);
+        put_u64(out, 4, self.link.epoch.0);
+        put_u64(out, 5, self.image);
+        put_u32(out, 6, self.link.from.0.into());
+        put_u32(out, 7, self.link.to.0.into());
+        put_u64(out, 8, self.tag.0);
+        put_u64(out, 9, self.sequence);
+        put_enum(out, 10, dtype as u8);
+        put_enum(out, 11, proto::Codec::Unspecified as u8);
+        put_u64(out, 12, self.length);
+        let crc = crc32c::crc32c(&out[start..]);
+        put_u32(out, 13, crc);
 
         out.put_u8(PAYLOAD_KEY);
         let mut left = self.length;
@@ -123,7 +126,7 @@ impl Header {
             left >>= 7;
         }
         out.put_u8(left as u8);
-        (out, crc)
+        crc
     }
 
     /// Reads a header, and returns the checksum so far, to be continued over the payload.
@@ -169,13 +172,7 @@ impl Header {
     }
 }
 
-/// The checksum field behind a payload.
-pub(crate) fn encode_trailer(crc: u32) -> Bytes {
-    let mut out = BytesMut::with_capacity(TRAILER_BYTES);
-    put_trailer(&mut out, crc);
-    out.freeze()
-}
-
+/// Appends the checksum behind a payload.
 pub(crate) fn put_trailer(out: &mut BytesMut, crc: u32) {
     put_u32(out, 15, crc);
 }
@@ -245,7 +242,8 @@ mod tests {
     }
 
     fn whole(header: &Header, payload: &[u8]) -> Vec<u8> {
-        let (mut out, crc) = header.encode(payload.len() + TRAILER_BYTES);
+        let mut out = BytesMut::new();
+        let crc = header.encode(&mut out);
         out.extend_from_slice(payload);
         put_trailer(&mut out, crc32c::crc32c_append(crc, payload));
         out.to_vec()
@@ -267,7 +265,8 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         for length in [0, 8, 1 << 31] {
-            let (bytes, crc) = header(length).encode(0);
+            let mut bytes = BytesMut::new();
+            let crc = header(length).encode(&mut bytes);
             let fixed = bytes[PREFIX_BYTES..][..HEADER_BYTES].try_into().expect("a header's length");
             assert_eq!(Header::decode(&fixed), Ok((header(length), crc)));
             assert_eq!(bytes.len(), PREFIX_BYTES + HEADER_BYTES + 1 + varint_bytes(length));
@@ -276,7 +275,7 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_of_a_header_is_seen() {
-        let (bytes, _) = header(4096).encode(0);
+        let bytes = whole(&header(0), &[]);
         let fixed: [u8; HEADER_BYTES] = bytes[PREFIX_BYTES..][..HEADER_BYTES].try_into().expect("a header's length");
         for bit in 0..HEADER_BYTES * 8 {
             let mut flipped = fixed;

@@ -13,13 +13,16 @@ use wire::v1::ExchangeResponse;
 use wire::v1::exchange_response::Kind as Answer;
 
 use super::answer::NOTHING_WANTED;
-use super::config::PortConfig;
+use super::config::{MESSAGE_BYTES, PortConfig};
 use super::header::{Header, Kind, LinkKey, MAX_PAYLOAD_BYTES};
 use crate::seat::{lock, wait};
 use crate::{FabricError, Payload, Tag};
 
 /// How often a wait for credit looks whether the peer is gone. Answers and aborts end a wait at once.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
+
+/// Answers that may come late, after a newer one, before they mean that the peer has forgotten.
+const MOST_STALE_ANSWERS: u32 = 12;
 
 /// A header and the memory it announces.
 #[derive(Debug, Clone)]
@@ -61,6 +64,8 @@ struct Link {
     progress: Instant,
     /// Its rank will send nothing more: forgotten once all has come.
     is_closing: bool,
+    /// Times the peer asked for what it had said to have, without a word to the contrary in between.
+    n_forgotten: u32,
     /// The peer wants nothing of this any more.
     is_unwanted: bool,
     failed: Option<FabricError>,
@@ -76,7 +81,7 @@ impl Link {
         while self.first < sequence {
             let Some(message) = self.queue.pop_front() else { break };
             self.first += 1;
-            self.unanswered_bytes -= message.header.length;
+            self.unanswered_bytes -= message.header.length + MESSAGE_BYTES;
             self.progress = Instant::now();
         }
         self.cursor = self.cursor.max(self.first);
@@ -112,6 +117,7 @@ impl Outbox {
                 progress: Instant::now(),
                 is_closing: false,
                 is_unwanted: false,
+                n_forgotten: 0,
                 failed: None,
             });
         }
@@ -158,7 +164,7 @@ impl Outbox {
             if link.is_unwanted {
                 return Ok(());
             }
-            if link.queue.is_empty() || link.unanswered_bytes + length <= config.credit_bytes {
+            if link.queue.is_empty() || link.unanswered_bytes + length + MESSAGE_BYTES <= config.credit_bytes {
                 break;
             }
             if let Some(reason) = gone {
@@ -178,7 +184,7 @@ impl Outbox {
             link.progress = Instant::now();
         }
         link.queue.push_back(Message { header, memory: payload.into_memory() });
-        link.unanswered_bytes += length;
+        link.unanswered_bytes += length + MESSAGE_BYTES;
         state.make_ready(key);
         wake(state);
         Ok(())
@@ -260,7 +266,19 @@ impl Outbox {
             }
             // More than was sent cannot have come.
             Answer::Received | Answer::Missing if answer.sequence > link.next() => {}
-            Answer::Received => link.release(answer.sequence),
+            Answer::Received => {
+                link.n_forgotten = 0;
+                link.release(answer.sequence);
+            }
+            Answer::Missing if answer.sequence < link.first => {
+                // Asked for before it came after all; but a peer that asks again and again has forgotten it.
+                link.n_forgotten += 1;
+                if link.n_forgotten > MOST_STALE_ANSWERS {
+                    let reason = "it lost what it had received: it was started anew".to_owned();
+                    link.failed = Some(FabricError::PeerGone { peer: key.to, reason });
+                    link.release(u64::MAX);
+                }
+            }
             Answer::Missing => {
                 link.release(answer.sequence);
                 n_resent = link.cursor - link.first;
@@ -317,11 +335,12 @@ impl State {
     }
 
     fn make_ready(&mut self, key: LinkKey) {
-        if let Some(link) = self.links.get_mut(&key) {
-            if !link.is_ready && link.cursor < link.next() {
-                link.is_ready = true;
-                self.ready.push_back(key);
-            }
+        if let Some(link) = self.links.get_mut(&key)
+            && !link.is_ready
+            && link.cursor < link.next()
+        {
+            link.is_ready = true;
+            self.ready.push_back(key);
         }
     }
 }

@@ -55,7 +55,17 @@ impl Listener {
     pub(crate) async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(host) => TcpListener::bind(host).await.map(Self::Tcp),
-            Address::Unix(path) => UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone())),
+            Address::Unix(path) => {
+                let bound = match UnixListener::bind(path) {
+                    // Whoever was killed leaves its file behind, and nobody answers there.
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_refused(path).await => {
+                        std::fs::remove_file(path)?;
+                        UnixListener::bind(path)
+                    }
+                    bound => bound,
+                };
+                bound.map(|listener| Self::Unix(listener, path.clone()))
+            }
         }
     }
 
@@ -73,6 +83,10 @@ impl Listener {
             Self::Unix(listener, _) => Ok(Socket::Unix(listener.accept().await?.0)),
         }
     }
+}
+
+async fn is_refused(path: &Path) -> bool {
+    UnixStream::connect(path).await.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl Drop for Listener {

@@ -5,17 +5,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use plan::{Epoch, Rank};
 use tokio::time::Sleep;
 
-use super::header::{Header, Kind, LinkKey, TRAILER_BYTES, encode_trailer, put_trailer};
+use super::header::{Header, Kind, LinkKey, OVERHEAD_BYTES, TRAILER_BYTES, put_trailer};
 use super::outbox::{Message, Outbox};
 use crate::fault::{Fate, Sabotage, flip};
 
-/// Payloads up to this many bytes are copied behind their header: one small piece costs less than three.
-const JOINED_BYTES: usize = 4 << 10;
+/// Payloads up to this many bytes are copied behind their headers: one small piece costs less than three.
+const SMALL_BYTES: usize = 8 << 10;
 
 /// Ends a stream in the midst of a message.
 #[derive(Debug, thiserror::Error)]
@@ -80,18 +80,27 @@ impl RequestBody {
         }
     }
 
-    /// The first piece of a message: its header, and all of it if it is small.
-    fn begin(&mut self, message: &Message, fate: Fate) -> Bytes {
-        let memory = &message.memory;
-        if memory.len() <= JOINED_BYTES && fate == Fate::Sent {
-            let (mut piece, crc) = message.header.encode(memory.len() + TRAILER_BYTES);
-            piece.extend_from_slice(memory);
-            put_trailer(&mut piece, crc32c::crc32c_append(crc, memory));
-            return piece.freeze();
+    /// The first piece of a message: its header, and all of it if it is small; with it, whatever small ones
+    /// are ready as well.
+    fn begin(&mut self, message: Message, fate: Fate, cx: &mut Context<'_>) -> Bytes {
+        let (mut message, mut fate) = (message, fate);
+        let mut piece = BytesMut::new();
+        loop {
+            if message.memory.len() > SMALL_BYTES || fate != Fate::Sent {
+                let crc = message.header.encode(&mut piece);
+                self.current = Some(Partial { memory: message.memory, crc, fate, n_sent_bytes: 0 });
+                return piece.freeze();
+            }
+            piece.reserve(message.memory.len() + OVERHEAD_BYTES);
+            let crc = message.header.encode(&mut piece);
+            piece.extend_from_slice(&message.memory);
+            put_trailer(&mut piece, crc32c::crc32c_append(crc, &message.memory));
+            if piece.len() > SMALL_BYTES {
+                return piece.freeze();
+            }
+            let Poll::Ready(Some(next)) = self.poll_message(cx) else { return piece.freeze() };
+            (message, fate) = next;
         }
-        let (piece, crc) = message.header.encode(0);
-        self.current = Some(Partial { memory: memory.clone(), crc, fate, n_sent_bytes: 0 });
-        piece.freeze()
     }
 }
 
@@ -99,7 +108,9 @@ impl Partial {
     /// The next piece and whether it is the last. The checksum is taken here, where the memory is read anyway.
     fn piece(&mut self, piece_bytes: usize) -> Result<(Bytes, bool), BrokenOff> {
         if self.memory.is_empty() {
-            return Ok((encode_trailer(self.crc), true));
+            let mut trailer = BytesMut::with_capacity(TRAILER_BYTES);
+            put_trailer(&mut trailer, self.crc);
+            return Ok((trailer.freeze(), true));
         }
         let mut piece = self.memory.split_to(piece_bytes.min(self.memory.len()));
         self.crc = crc32c::crc32c_append(self.crc, &piece);
@@ -130,6 +141,6 @@ impl Body for RequestBody {
             return Poll::Ready(Some(piece));
         }
         let Some((message, fate)) = ready!(body.poll_message(cx)) else { return Poll::Ready(None) };
-        Poll::Ready(Some(Ok(Frame::data(body.begin(&message, fate)))))
+        Poll::Ready(Some(Ok(Frame::data(body.begin(message, fate, cx)))))
     }
 }
