@@ -141,11 +141,17 @@ impl AnswerBody {
             }
             self.timer = None;
             let mut out = BytesMut::new();
+            // What is refused goes first: a receipt makes the sender forget the message.
+            let (refused, urgent): (Vec<_>, Vec<_>) =
+                state.urgent.drain(..).partition(|answer| answer.kind() == Kind::Refused);
+            for refusal in refused {
+                put_answer(&mut out, refusal);
+            }
             for (link, sequence) in std::mem::take(&mut state.receipts) {
                 put_answer(&mut out, answer(Kind::Received, link, sequence, 0));
             }
             state.unreported_bytes = 0;
-            for urgent in state.urgent.drain(..) {
+            for urgent in urgent {
                 put_answer(&mut out, urgent);
             }
             if out.is_empty() {
