@@ -44,6 +44,12 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
     values.into_iter().map(f32::to_bits).collect()
 }
 
+/// Bits of latents and pixels.
+type Bits = (Vec<u32>, Vec<u32>);
+
+/// Steps done, the latent and the clean latent behind them.
+type Checkpoint = (usize, Tensor, Tensor);
+
 /// Keeps every rank's rows and stops the ranks before a step.
 struct Keeper {
     stops_before: Option<StepIdx>,
@@ -83,9 +89,9 @@ fn run(
     request: &RenderRequest,
     mesh: &Mesh,
     exchange: Option<Exchange>,
-    checkpoint: Option<(usize, Tensor, Tensor)>,
+    checkpoint: Option<Checkpoint>,
     stops_before: Option<StepIdx>,
-) -> Result<(Vec<u32>, Vec<u32>), (usize, Tensor, Tensor)> {
+) -> Result<Bits, Checkpoint> {
     let spec = renderer.folder().spec();
     let latent = request.size.latent(spec.vae.factor());
     let n_tokens = latent.tokens().n_tokens();
@@ -164,7 +170,7 @@ fn assignment(request: &RenderRequest, mesh: &Mesh, rank: Rank, n_steps_done: us
     }
 }
 
-fn expected(renderer: &Renderer, request: &RenderRequest) -> (Vec<u32>, Vec<u32>) {
+fn expected(renderer: &Renderer, request: &RenderRequest) -> Bits {
     let picture = renderer.render(request, None, &mut |_| ControlFlow::Continue(())).expect("one rank renders");
     (bits(&picture.latents), bits(&picture.image))
 }
