@@ -20,7 +20,7 @@ pub(crate) use farm::{
 const EXAMPLES: &str = "\
 Examples:
   fresco render \"snowy mountains at sunset with a ringed planet on the right\"
-  fresco render \"a calm sea at dawn\" --size 128x128 --steps 12 --guidance 3 --seed 7 --out sea.png
+  fresco render \"a calm sea at dawn\" --size 256x256 --steps 12 --seed 7 --out sea.png
   fresco verify sea.png              # renders it again and compares bytes
   fresco serve --workers 2           # a farm in one process; then, elsewhere:
   fresco submit \"a deep canyon at noon\" --size 256x256 --wait
@@ -33,7 +33,7 @@ that before fresco/fresco.toml in your configuration folder. A table is named af
 
   [render]
   steps = 12
-  size = \"128x128\"
+  size = \"256x256\"
 
 FRESCO_MODELS names folders in which models are looked for by name, FRESCO_LOG=debug shows what happens.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 job failed, 5 job partly failed, 6 cancelled, \
@@ -98,7 +98,7 @@ pub(crate) enum Command {
 
 const RENDER_EXAMPLES: &str = "\
 Examples:
-  fresco render \"desert dunes at night\" --size 128x128 --steps 12 --guidance 3
+  fresco render \"desert dunes at night\" --size 256x256 --steps 12
   fresco render \"a calm sea at dawn\" --count 4 --out sea.png   # sea-0.png … sea-3.png
   echo \"a pine forest in thick fog\" | fresco render - --json
   fresco render \"an astronaut riding a horse\" --model ./PixArt-Sigma --size 1024x576";

@@ -122,7 +122,7 @@ struct Watch {
 impl Watch {
     /// Reads on until `wanted` of an event; false if the job was over before.
     fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> bool {
-        while let Some(line) = self.lines.next() {
+        for line in self.lines.by_ref() {
             let event: Value = serde_json::from_str(&line.expect("it can be read")).expect("it is JSON");
             let is_wanted = wanted(&event);
             self.seen.push(event);
