@@ -133,7 +133,7 @@ impl Watch {
         false
     }
 
-    fn to_the_end(&mut self) -> &[Value] {
+    fn rest(&mut self) -> &[Value] {
         self.until(|_| false);
         &self.seen
     }
@@ -202,7 +202,7 @@ fn workers_killed_at_any_step_and_in_the_decode_leave_the_bytes_as_they_are() {
             workers.push(worker());
             n_killed += 1;
         }
-        check_steps(watch.to_the_end());
+        check_steps(watch.rest());
         farm.check_picture(&job, picture_seed);
     }
 }
@@ -217,7 +217,7 @@ fn a_worker_stopped_and_resumed_after_it_was_given_up_changes_nothing() {
     workers[1].signal("-STOP");
     assert!(watch.until(|event| event["message"].as_str().is_some_and(|said| said.contains("was lost"))));
     workers[1].signal("-CONT");
-    check_steps(watch.to_the_end());
+    check_steps(watch.rest());
     farm.check_picture(&job, 5);
 }
 
@@ -231,7 +231,7 @@ fn a_coordinator_killed_and_restarted_repeats_no_step_and_its_watchers_go_on() {
     assert!(watch.until(|event| is_running(event) && step(event) >= 3));
     farm.coordinator.take().expect("it runs").kill();
     farm.start_coordinator();
-    let events = watch.to_the_end().to_vec();
+    let events = watch.rest().to_vec();
     check_steps(&events);
     farm.check_picture(&job, 6);
     assert_eq!(farm.call(&["wait", &waiting]).code, Some(0), "the job behind it is not lost");
@@ -247,7 +247,7 @@ fn a_worker_that_is_told_to_end_hands_over_at_a_step_boundary() {
     let mut watch = farm.watch(&job);
     assert!(watch.until(|event| is_running(event) && step(event) >= 2));
     leaving.signal("-TERM");
-    let events = watch.to_the_end().to_vec();
+    let events = watch.rest().to_vec();
     check_steps(&events);
     assert!(events.iter().all(|event| !event["message"].as_str().unwrap_or_default().contains("lost")), "{events:?}");
     assert_eq!(leaving.wait(), Some(0));
@@ -262,7 +262,7 @@ fn a_worker_that_comes_while_a_picture_is_made_takes_a_share() {
     let mut watch = farm.watch(&job);
     assert!(watch.until(is_running));
     let _second = farm.worker("second");
-    let events = watch.to_the_end().to_vec();
+    let events = watch.rest().to_vec();
     check_steps(&events);
     farm.check_picture(&job, 9);
     // The picture may be done before the second is ready; the next one then is made by both.
@@ -270,7 +270,7 @@ fn a_worker_that_comes_while_a_picture_is_made_takes_a_share() {
     let mut watch = farm.watch(&job);
     let workers = |event: &Value| event["workers"].as_array().map_or(0, Vec::len);
     assert!(watch.until(|event| workers(event) == 2));
-    check_steps(watch.to_the_end());
+    check_steps(watch.rest());
 }
 
 #[test]
@@ -348,7 +348,7 @@ fn a_picture_the_disk_has_no_room_for_is_kept_until_it_has() {
     std::fs::rename(&pictures, &aside).expect("a folder can be renamed");
     assert!(watch.until(|event| event["message"].as_str().is_some_and(|said| said.contains("make room"))));
     std::fs::rename(&aside, &pictures).expect("a folder can be renamed");
-    check_steps(watch.to_the_end());
+    check_steps(watch.rest());
     farm.check_picture(&job, 14);
 }
 
