@@ -3,6 +3,7 @@
 //!
 //! `cargo test -p control --test sim` runs 10,000 seeds; `FRESCO_SIM_SEEDS=100000` runs more, and
 //! `FRESCO_SIM_SEED=17` runs one and prints what happens.
+#![forbid(unsafe_code)]
 
 mod oracle;
 mod outside;
