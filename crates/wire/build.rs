@@ -1,4 +1,4 @@
-//! Compiles every file in `proto/fresco/v1` in pure Rust, so that no `protoc` is needed.
+//! Compiles every file in `proto` in pure Rust, so that no `protoc` is needed.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -8,15 +8,16 @@ use prost::Message as _;
 
 fn main() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
-    let folder = root.join("fresco/v1");
-    println!("cargo::rerun-if-changed={}", folder.display());
-
     let mut files = Vec::new();
-    for entry in folder.read_dir().with_context(|| format!("read {}", folder.display()))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == "proto") {
-            println!("cargo::rerun-if-changed={}", path.display());
-            files.push(path);
+    for package in ["fresco/v1", "externalscaler"] {
+        let folder = root.join(package);
+        println!("cargo::rerun-if-changed={}", folder.display());
+        for entry in folder.read_dir().with_context(|| format!("read {}", folder.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "proto") {
+                println!("cargo::rerun-if-changed={}", path.display());
+                files.push(path);
+            }
         }
     }
     // A folder lists its files in any order; the descriptor set must not depend on it.
@@ -24,7 +25,7 @@ fn main() -> anyhow::Result<()> {
 
     let descriptors = protox::compile(&files, [&root]).context("compile the protocol")?;
     let out_dir = PathBuf::from(std::env::var("OUT_DIR").context("OUT_DIR is set by cargo")?);
-    std::fs::write(out_dir.join("fresco.v1.bin"), descriptors.encode_to_vec()).context("write the descriptor set")?;
+    std::fs::write(out_dir.join("descriptors.bin"), descriptors.encode_to_vec()).context("write the descriptor set")?;
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors).context("generate code")?;
     Ok(())
 }

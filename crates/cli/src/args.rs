@@ -14,7 +14,8 @@ use crate::bench::BenchArgs;
 mod farm;
 
 pub(crate) use farm::{
-    CoordinatorArgs, DownloadArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
+    CoordinatorArgs, DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
+    WorkerCommand,
 };
 
 const EXAMPLES: &str = "\
@@ -260,12 +261,23 @@ pub(crate) enum ModelSubcommand {
     /// Show what a model folder holds, and which of its settings are not understood
     Inspect(FolderArgs),
     /// Check that all is there, well formed and finite; every fault is named
-    Verify(FolderArgs),
+    Verify(VerifyModelArgs),
     /// Turn an original checkpoint into a model folder's transformer; nothing in the file is executed
     Convert(ConvertArgs),
 }
 
-/// Flags of `model inspect` and `model verify`.
+/// Flags of `model verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyModelArgs {
+    #[command(flatten)]
+    pub(crate) folder: FolderArgs,
+
+    /// Hash the weights must have, as `model verify` prints it
+    #[arg(long, value_name = "HEX")]
+    pub(crate) sha256: Option<String>,
+}
+
+/// Which model folder.
 #[derive(Debug, Args)]
 pub(crate) struct FolderArgs {
     /// Model folder, or the name of one

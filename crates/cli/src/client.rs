@@ -1,4 +1,5 @@
-//! The commands of a farm's clients: `submit`, `wait`, `get`, `list`, `watch`, `cancel`, `retry`, `download`.
+//! The commands of a farm's clients: `submit`, `wait`, `get`, `list`, `watch`, `cancel`, `retry`, `download`, and
+//! `worker drain`.
 //!
 //! The connection and the errors of calls are in `client/call.rs`, lines and JSON of jobs in `client/show.rs`.
 
@@ -7,13 +8,14 @@ mod show;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use wire::v1::State;
 use wire::{convert, v1};
 
 pub(crate) use call::{Client, Watched};
 
-use crate::args::{DownloadArgs, Farm, JobArgs, ListArgs, PictureArgs, SubmitArgs, WatchArgs};
+use crate::args::{DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, PictureArgs, SubmitArgs, WatchArgs};
 use crate::exit::{Outcome, Stop};
 use crate::output::Target;
 use crate::{engine, farm, render, terminal};
@@ -85,6 +87,24 @@ fn outcome(job: &v1::Job) -> Outcome {
         State::Cancelled => Outcome::JobCancelled,
         _ => Outcome::Done,
     }
+}
+
+/// `fresco worker drain`.
+pub(crate) fn drain(args: &DrainArgs) -> anyhow::Result<Outcome> {
+    const LOOK_AGAIN: Duration = Duration::from_millis(250);
+    with(&args.farm, async |client| {
+        if !client.drain(&args.name).await? {
+            // Whoever asks again, as a container's hook may, asks for what has come true.
+            terminal::note(&format!("worker `{}` is not in this farm", args.name));
+            return Ok(Outcome::Done);
+        }
+        while args.wait && client.drain(&args.name).await? {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        let state = if args.wait { "has handed over and left" } else { "hands over at the next step boundary" };
+        terminal::note(&format!("worker `{}` {state}", args.name));
+        Ok(Outcome::Done)
+    })
 }
 
 /// `fresco get`.

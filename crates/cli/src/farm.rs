@@ -9,14 +9,18 @@ use std::sync::Arc;
 use anyhow::Context;
 use coordinator::Coordinator;
 use fabric::grpc::{Port, PortConfig};
+use prometheus::Registry;
+use telemetry::{Health, Telemetry};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use worker::metrics::Metrics;
 use worker::models::Models;
 use worker::{Shutdown, Worker};
 
-use crate::args::{CoordinatorArgs, ServeArgs, WorkerArgs};
+use crate::args::{CoordinatorArgs, ServeArgs, WorkerArgs, WorkerCommand};
+use crate::client;
 use crate::engine::n_threads;
 use crate::exit::{Outcome, Stop};
 use crate::models;
@@ -28,18 +32,31 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
     let offered = open_models(&args.models)?;
     let port = Arc::new(bind(SocketAddr::new(args.listen.ip(), 0))?);
     let threads = n_threads(&args.threads);
+    let registry = telemetry::registry("serve").context("make metrics")?;
+    let metrics = Metrics::register(&registry).context("make metrics")?;
     runtime()?.block_on(async {
-        let coordinator = Coordinator::build(coordinator::Config {
+        let config = coordinator::Config {
             listen: args.listen,
             store: args.data.join("store.redb"),
             artifacts: args.data.join("artifacts"),
             lease_ttl_ms: args.lease.lease_ttl_ms,
-        })
-        .await?;
+        };
+        let coordinator = Coordinator::build(config, &registry).await?;
         let address = coordinator.address()?;
         terminal::note(&format!("serving on http://{address}, data in {}", args.data.display()));
+        if let Some(health) = {
+            let (of_coordinator, metrics, port) = (coordinator.refresh(), metrics.clone(), Arc::clone(&port));
+            let refresh = move || {
+                metrics.refresh(&port);
+                of_coordinator()
+            };
+            tell(args.status.status, registry, refresh).await?
+        } {
+            health.ready(true).await;
+        }
         let shutdown = on_signals()?;
-        let mut workers = start_workers(address, args.workers, threads, &offered, &port, &shutdown)?;
+        let own = Own { offered, port, metrics };
+        let mut workers = start_workers(address, args.workers, threads, &own, &shutdown)?;
         let mut drained = shutdown.clone();
         let end = async move {
             drop(drained.wait_for(|shutdown| *shutdown != Shutdown::No).await);
@@ -57,15 +74,19 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
 
 /// A coordinator alone, until told to stop.
 pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Outcome> {
+    let registry = telemetry::registry("coordinator").context("make metrics")?;
     runtime()?.block_on(async {
-        let coordinator = Coordinator::build(coordinator::Config {
+        let config = coordinator::Config {
             listen: args.listen,
             store: args.store,
             artifacts: args.artifacts,
             lease_ttl_ms: args.lease.lease_ttl_ms,
-        })
-        .await?;
+        };
+        let coordinator = Coordinator::build(config, &registry).await?;
         terminal::note(&format!("coordinating on http://{}", coordinator.address()?));
+        if let Some(health) = tell(args.status.status, registry, coordinator.refresh()).await? {
+            health.ready(true).await;
+        }
         let mut shutdown = on_signals()?;
         let end = async move { drop(shutdown.wait_for(|shutdown| *shutdown != Shutdown::No).await) };
         coordinator.run(end).await?;
@@ -73,8 +94,11 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Outcome> {
     })
 }
 
-/// A worker, until it has drained.
+/// A worker, until it has drained; or a word to one.
 pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
+    if let Some(WorkerCommand::Drain(args)) = args.command {
+        return client::drain(&args);
+    }
     let offered = open_models(&args.models)?;
     let port = Arc::new(bind(args.listen)?);
     let name = args.name.unwrap_or_else(|| {
@@ -83,9 +107,27 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
     let address = args.advertise.unwrap_or_else(|| port.address().to_owned());
     let config =
         worker::Config { name, coordinator: args.farm.coordinator, address, threads: n_threads(&args.threads) };
+    let registry = telemetry::registry("worker").context("make metrics")?;
+    let metrics = Metrics::register(&registry).context("make metrics")?;
     runtime()?.block_on(async {
         let shutdown = on_signals()?;
-        Worker::new(config, offered, port)?.run(shutdown).await?;
+        let refresh = {
+            let (metrics, port) = (metrics.clone(), Arc::clone(&port));
+            move || {
+                metrics.refresh(&port);
+                std::future::ready(())
+            }
+        };
+        if let Some(health) = tell(args.status.status, registry, refresh).await? {
+            let mut n_joined = metrics.n_joined();
+            tokio::spawn(async move {
+                while n_joined.changed().await.is_ok() {
+                    let is_in = *n_joined.borrow_and_update() > 0;
+                    health.ready(is_in).await;
+                }
+            });
+        }
+        Worker::new(config, offered, port, metrics)?.run(shutdown).await?;
         Ok(Outcome::Done)
     })
 }
@@ -107,19 +149,23 @@ impl PrivateFarm {
         };
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         let port = Arc::new(bind(any)?);
+        // Nobody asks for what a private farm counts.
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).context("make metrics")?;
+        let own = Own { offered, port, metrics };
         let data = tempfile::tempdir().context("make a temporary folder")?;
         let runtime = runtime()?;
         let (stop, stopped) = watch::channel(Shutdown::No);
         let address = runtime.block_on(async {
-            let coordinator = Coordinator::build(coordinator::Config {
+            let config = coordinator::Config {
                 listen: any,
                 store: data.path().join("store.redb"),
                 artifacts: data.path().join("artifacts"),
                 lease_ttl_ms: 30_000,
-            })
-            .await?;
+            };
+            let coordinator = Coordinator::build(config, &registry).await?;
             let address = coordinator.address()?;
-            let mut workers = start_workers(address, n_workers, threads, &offered, &port, &stopped)?;
+            let mut workers = start_workers(address, n_workers, threads, &own, &stopped)?;
             let mut ended = stopped.clone();
             tokio::spawn(coordinator.run(async move { drop(ended.wait_for(|end| *end != Shutdown::No).await) }));
             tokio::spawn(async move {
@@ -150,12 +196,39 @@ impl Drop for PrivateFarm {
     }
 }
 
+/// What the workers of one process share.
+struct Own {
+    offered: Arc<Models>,
+    port: Arc<Port>,
+    metrics: Metrics,
+}
+
+/// Serves metrics and health at `address`, if there is one, for as long as the process lives.
+async fn tell<F>(
+    address: Option<SocketAddr>,
+    registry: Registry,
+    refresh: impl Fn() -> F + Clone + Send + Sync + 'static,
+) -> anyhow::Result<Option<Health>>
+where
+    F: Future<Output = ()> + Send,
+{
+    let Some(address) = address else { return Ok(None) };
+    let telemetry = Telemetry::bind(address, registry).await?;
+    terminal::note(&format!("metrics on http://{}/metrics", telemetry.address()?));
+    let health = telemetry.health();
+    tokio::spawn(async move {
+        if let Err(error) = telemetry.serve(refresh).await {
+            tracing::error!(%error, "metrics and health are not served any more");
+        }
+    });
+    Ok(Some(health))
+}
+
 fn start_workers(
     coordinator: SocketAddr,
     n_workers: u16,
     threads: usize,
-    offered: &Arc<Models>,
-    port: &Arc<Port>,
+    own: &Own,
     shutdown: &watch::Receiver<Shutdown>,
 ) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
     // A listener on every address is reached by this process through its own.
@@ -165,10 +238,11 @@ fn start_workers(
         let config = worker::Config {
             name: format!("local-{idx}"),
             coordinator: format!("http://{}", SocketAddr::new(ip, coordinator.port())),
-            address: port.address().to_owned(),
+            address: own.port.address().to_owned(),
             threads: threads.div_ceil(usize::from(n_workers)),
         };
-        workers.spawn(Worker::new(config, Arc::clone(offered), Arc::clone(port))?.run(shutdown.clone()));
+        let worker = Worker::new(config, Arc::clone(&own.offered), Arc::clone(&own.port), own.metrics.clone())?;
+        workers.spawn(worker.run(shutdown.clone()));
     }
     Ok(workers)
 }

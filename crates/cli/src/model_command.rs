@@ -10,7 +10,7 @@ use model::{FolderError, ModelFolder};
 use plan::{LayerIdx, ModelSpec};
 use serde_json::{Value, json};
 
-use crate::args::{ConvertArgs, FolderArgs, ModelCommand, ModelSubcommand};
+use crate::args::{ConvertArgs, FolderArgs, ModelCommand, ModelSubcommand, VerifyModelArgs};
 use crate::engine::open_folder;
 use crate::exit::{Outcome, Stop};
 use crate::memory::readable;
@@ -111,13 +111,19 @@ fn spec_json(spec: &ModelSpec) -> Value {
     })
 }
 
-fn verify(args: &FolderArgs) -> anyhow::Result<Outcome> {
+fn verify(VerifyModelArgs { folder: args, sha256: expected }: &VerifyModelArgs) -> anyhow::Result<Outcome> {
     let dir = models::find(&args.dir)?;
     let base = args.base.as_deref().map(models::find).transpose()?;
     let checked = ModelFolder::open(&dir, base.as_deref()).and_then(|folder| {
         folder.check_finite()?;
-        let sha256 = folder.weights_sha256().map_err(|error| FolderError { faults: vec![error.to_string()] })?;
-        Ok((folder, sha256))
+        let fault = |fault| FolderError { faults: vec![fault] };
+        let sha256 = folder.weights_sha256().map_err(|error| fault(error.to_string()))?;
+        match expected {
+            Some(expected) if !expected.eq_ignore_ascii_case(&sha256) => {
+                Err(fault(format!("its weights have the sha256 {sha256}, {expected} was expected: fetch it again")))
+            }
+            _ => Ok((folder, sha256)),
+        }
     });
     let path = dir.display().to_string();
     match checked {

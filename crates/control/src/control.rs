@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use plan::{Epoch, ImageId, JobId, Millis, WorkerId};
 
 use crate::attempt::Attempt;
+use crate::demand::Costs;
 use crate::input::Input;
 use crate::job::{Image, Job, Phase};
-use crate::member::Member;
+use crate::member::{Member, MemberView};
 use crate::output::{Event, Output, Record};
 use crate::queue::{Need, Queue, Turn};
 
@@ -64,7 +65,7 @@ impl Default for Config {
     }
 }
 
-/// What was dropped.
+/// What was dropped, and what went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Messages of an epoch that is over.
@@ -73,6 +74,14 @@ pub struct Counters {
     pub old_session: u64,
     /// Workers refused.
     pub refused: u64,
+    /// Leases that ended.
+    pub leases_ended: u64,
+    /// Attempts that ended with a value that is not finite.
+    pub not_finite: u64,
+    /// Attempts that ended amid a step because a worker was lost.
+    pub cut_by_loss: u64,
+    /// Attempts that ended amid a step because a rank failed.
+    pub cut_by_failure: u64,
 }
 
 /// The state of a farm.
@@ -93,6 +102,7 @@ pub struct Control {
     by_request: BTreeMap<String, JobId>,
     outputs: VecDeque<Output>,
     counters: Counters,
+    pub(crate) costs: Costs,
 }
 
 impl Control {
@@ -112,6 +122,7 @@ impl Control {
             by_request: BTreeMap::new(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
+            costs: Costs::default(),
         };
         let (jobs, others): (Vec<_>, Vec<_>) =
             records.into_iter().partition(|record| matches!(record, Record::Job { .. }));
@@ -181,12 +192,21 @@ impl Control {
         self.attempts.get(&epoch)
     }
 
-    /// What was dropped so far.
+    /// What was dropped and what went wrong so far.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Workers that are in.
+    /// Workers that are in, each as it is now.
+    pub fn members(&self) -> impl Iterator<Item = MemberView> {
+        self.members.iter().map(|(worker, member)| {
+            let left_ms = member.lease_until.0.saturating_sub(self.now.0);
+            let silent_ms = self.config.lease_ttl_ms.saturating_sub(left_ms);
+            MemberView { worker: worker.clone(), state: member.state(), session: member.session, silent_ms }
+        })
+    }
+
+    /// How many workers are in.
     pub fn n_members(&self) -> usize {
         self.members.len()
     }

@@ -81,6 +81,16 @@ pub struct Image {
     pub not_before: Millis,
 }
 
+impl Phase {
+    /// Every phase.
+    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Done, Self::Failed, Self::Cancelled];
+
+    /// Whether nothing more will happen unless a client asks for it.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+}
+
 impl Job {
     pub(crate) fn new(id: JobId, number: u64, request_id: String, spec: JobSpec) -> Self {
         let images = vec![Image::new(); spec.count as usize];
@@ -119,7 +129,7 @@ impl Job {
 
 impl Image {
     pub(crate) fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Queued | Phase::Running)
+        !self.phase.is_over()
     }
 
     /// As it is submitted.

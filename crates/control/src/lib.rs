@@ -11,6 +11,7 @@
 
 mod attempt;
 mod control;
+mod demand;
 mod input;
 mod job;
 mod member;
@@ -20,6 +21,8 @@ mod queue;
 
 pub use attempt::Attempt;
 pub use control::{Config, Control, Counters};
+pub use demand::Demand;
 pub use input::{Hello, Input, JobSpec, ReplyId, Running, SessionId};
 pub use job::{ArtifactRef, Image, Job, Phase};
+pub use member::{MemberState, MemberView};
 pub use output::{ControlError, Event, Output, Record};

@@ -1,8 +1,32 @@
 //! The coordinator's view of a worker: its session, its lease, what it holds.
 
-use plan::{Epoch, Millis, ModelFacts};
+use plan::{Epoch, Millis, ModelFacts, WorkerId};
 
 use crate::input::{Hello, SessionId};
+
+/// What a worker is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MemberState {
+    /// Nothing.
+    Idle,
+    /// An image.
+    Busy,
+    /// Its last image, or nothing any more.
+    Draining,
+}
+
+/// A worker as others may see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberView {
+    /// Its name.
+    pub worker: WorkerId,
+    /// What it is at.
+    pub state: MemberState,
+    /// The session it is in.
+    pub session: SessionId,
+    /// Since it last said something.
+    pub silent_ms: u64,
+}
 
 /// A worker that is in.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,5 +62,13 @@ impl Member {
     /// Whether it could be given work.
     pub(crate) fn is_free(&self) -> bool {
         self.epoch.is_none() && !self.is_draining
+    }
+
+    pub(crate) fn state(&self) -> MemberState {
+        match self.epoch {
+            _ if self.is_draining => MemberState::Draining,
+            Some(_) => MemberState::Busy,
+            None => MemberState::Idle,
+        }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use control::{ArtifactRef, Hello, Input, Running, SessionId};
+use control::{ArtifactRef, Hello, Input, MemberState, Running, SessionId};
 use futures_util::{Stream, StreamExt};
 use plan::{Epoch, ImageId, Rank, WorkerId};
 use tokio::sync::{Notify, mpsc};
@@ -18,6 +18,7 @@ use wire::{convert, v1};
 use crate::artifact::{ArtifactError, Artifacts};
 use crate::checkpoint::{Checkpoints, Place};
 use crate::driver::Desk;
+use crate::metrics::Metrics;
 use crate::status::status;
 
 /// How long a session may say nothing at its beginning.
@@ -33,13 +34,14 @@ pub(crate) struct Members {
     desk: Desk,
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
+    metrics: Metrics,
     /// A step became whole.
     kept: Arc<Notify>,
 }
 
 impl Members {
-    pub(crate) fn new(desk: Desk, checkpoints: Arc<Checkpoints>, artifacts: Arc<Artifacts>) -> Self {
-        Self { desk, checkpoints, artifacts, kept: Arc::default() }
+    pub(crate) fn new(desk: Desk, checkpoints: Arc<Checkpoints>, artifacts: Arc<Artifacts>, metrics: Metrics) -> Self {
+        Self { desk, checkpoints, artifacts, metrics, kept: Arc::default() }
     }
 
     /// Waits until all ranks' rows behind a step are there. Rows of a step that is not whole are in memory alone, so
@@ -143,6 +145,7 @@ impl ClusterService for Members {
         let is_whole = put.map_err(|_| Status::internal("the checkpoint's thread died"))?;
         let is_whole =
             is_whole.map_err(|error| Status::unavailable(format!("the checkpoint cannot be kept: {error}")))?;
+        self.metrics.rows_kept(place.n_bytes() as u64);
         if is_whole {
             self.desk.tell(Input::StepKept { epoch, n_steps_done }).await?;
             self.kept.notify_waiters();
@@ -182,6 +185,7 @@ impl ClusterService for Members {
         let epoch = Epoch(first.epoch);
         self.attempt(epoch).await?;
         let artifact = first.artifact.ok_or_else(|| Status::invalid_argument("a picture without its hash"))?;
+        let began = Instant::now();
         let (chunks, mut incoming) = mpsc::channel::<Bytes>(8);
         let artifacts = Arc::clone(&self.artifacts);
         let keeping = tokio::task::spawn_blocking(move || {
@@ -200,7 +204,9 @@ impl ClusterService for Members {
             next = parts.message().await?.map(|part| part.chunk);
         }
         drop(chunks);
-        match keeping.await.map_err(|_| Status::internal("the picture's thread died"))? {
+        let kept = keeping.await.map_err(|_| Status::internal("the picture's thread died"))?;
+        self.metrics.picture_kept(began.elapsed(), kept.is_ok());
+        match kept {
             Ok(()) => Ok(Response::new(v1::PutArtifactResponse {})),
             Err(error @ ArtifactError::Disk { .. }) => {
                 tracing::error!(%error, "no room for a picture");
@@ -210,6 +216,19 @@ impl ClusterService for Members {
             }
             Err(error @ ArtifactError::Hash { .. }) => Err(Status::data_loss(error.to_string())),
         }
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<v1::DrainWorkerRequest>,
+    ) -> Result<Response<v1::DrainWorkerResponse>, Status> {
+        let worker = WorkerId(request.into_inner().worker);
+        let wanted = worker.clone();
+        let member = self.desk.ask(move |control| control.members().find(|view| view.worker == wanted)).await?;
+        if let Some(view) = member.as_ref().filter(|view| view.state != MemberState::Draining) {
+            self.desk.tell(Input::Drain { worker, session: view.session }).await?;
+        }
+        Ok(Response::new(v1::DrainWorkerResponse { is_member: member.is_some() }))
     }
 }
 

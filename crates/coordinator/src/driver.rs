@@ -13,6 +13,7 @@ use wire::v1;
 use wire::v1::session_response::Message as Order;
 
 use crate::checkpoint::Checkpoints;
+use crate::metrics::Courses;
 use crate::persist::Persistence;
 
 /// Things waiting to be done; full means clients are asked to come back.
@@ -97,6 +98,7 @@ pub(crate) struct Driver {
     control: Control,
     persistence: Persistence,
     checkpoints: Arc<Checkpoints>,
+    courses: Courses,
     started: Instant,
     inbox: mpsc::Receiver<Message>,
     desk: Desk,
@@ -105,12 +107,17 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(control: Control, persistence: Persistence, checkpoints: Arc<Checkpoints>) -> Self {
+    pub(crate) fn new(
+        control: Control,
+        persistence: Persistence,
+        checkpoints: Arc<Checkpoints>,
+        courses: Courses,
+    ) -> Self {
         let (inbox, messages) = mpsc::channel(INBOX);
         let desk = Desk { inbox, events: broadcast::Sender::new(EVENTS), next_id: Arc::new(AtomicU64::new(1)) };
         let started = Instant::now();
         let (sessions, answers) = (BTreeMap::new(), BTreeMap::new());
-        Self { control, persistence, checkpoints, started, inbox: messages, desk, sessions, answers }
+        Self { control, persistence, checkpoints, courses, started, inbox: messages, desk, sessions, answers }
     }
 
     pub(crate) fn desk(&self) -> Desk {
@@ -149,6 +156,7 @@ impl Driver {
     async fn perform(&mut self) -> anyhow::Result<()> {
         let mut open: BTreeSet<SessionId> = BTreeSet::new();
         while let Some(output) = self.control.poll_output() {
+            self.courses.heard(Instant::now(), &output);
             match output {
                 Output::Persist(record) => self.persistence.add(*record),
                 other => {

@@ -8,8 +8,10 @@ mod checkpoint;
 mod cluster;
 mod driver;
 mod job_view;
+mod metrics;
 mod persist;
 mod render_service;
+mod scaler;
 mod status;
 
 use std::net::SocketAddr;
@@ -19,18 +21,23 @@ use std::time::Duration;
 
 use anyhow::Context;
 use control::Control;
+use futures_util::future::BoxFuture;
 use plan::Millis;
+use prometheus::Registry;
 use store::{EmbeddedStore, Store};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use wire::externalscaler::external_scaler_server::ExternalScalerServer;
 use wire::v1::cluster_service_server::ClusterServiceServer;
 use wire::v1::render_service_server::RenderServiceServer;
 
 use artifact::Artifacts;
 use checkpoint::Checkpoints;
 use driver::Driver;
+use metrics::{Courses, Glance, Metrics};
 use persist::Persistence;
+use scaler::Scaler;
 
 /// What a coordinator is told at its start.
 #[derive(Debug, Clone)]
@@ -45,20 +52,24 @@ pub struct Config {
     pub lease_ttl_ms: u64,
 }
 
+/// The health service that says only whether the process answers at all.
+const LIVENESS: &str = "liveness";
+
 /// A coordinator, ready to serve.
 pub struct Coordinator {
     listener: TcpListener,
     driver: Driver,
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
+    metrics: Metrics,
 }
 
 impl Coordinator {
-    /// Opens store, folders and listener, and loads the jobs.
+    /// Opens store, folders and listener, and loads the jobs. What it measures goes to `registry`.
     ///
     /// # Errors
     /// If one of them cannot be used; the message names it.
-    pub async fn build(config: Config) -> anyhow::Result<Self> {
+    pub async fn build(config: Config, registry: &Registry) -> anyhow::Result<Self> {
         let folder = config.store.parent().unwrap_or(Path::new(""));
         let checkpoints = Arc::new(Checkpoints::open(folder.join("checkpoints"))?);
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.store)?);
@@ -74,8 +85,22 @@ impl Coordinator {
         let listener = TcpListener::bind(config.listen).await;
         let listener =
             listener.with_context(|| format!("listen on {}: choose another with --listen", config.listen))?;
-        let driver = Driver::new(control, persistence, Arc::clone(&checkpoints));
-        Ok(Self { listener, driver, checkpoints, artifacts })
+        let metrics = Metrics::register(registry).context("make metrics")?;
+        let driver = Driver::new(control, persistence, Arc::clone(&checkpoints), Courses::new(metrics.clone()));
+        Ok(Self { listener, driver, checkpoints, artifacts, metrics })
+    }
+
+    /// Brings the gauges up to date, whenever it is called; they stay as they are once the process is ending.
+    pub fn refresh(&self) -> impl Fn() -> BoxFuture<'static, ()> + Clone + Send + Sync + use<> {
+        let (desk, metrics) = (self.driver.desk(), self.metrics.clone());
+        move || {
+            let (desk, metrics) = (desk.clone(), metrics.clone());
+            Box::pin(async move {
+                if let Ok(seen) = desk.ask(Glance::at).await {
+                    metrics.refresh(&seen);
+                }
+            })
+        }
     }
 
     /// Where it listens.
@@ -96,14 +121,15 @@ impl Coordinator {
         health.set_serving::<RenderServiceServer<render_service::Clients>>().await;
         health.set_serving::<ClusterServiceServer<cluster::Members>>().await;
         // Alive as long as it answers at all; readiness is the services' own.
-        health.set_service_status("liveness", tonic_health::ServingStatus::Serving).await;
+        health.set_service_status(LIVENESS, tonic_health::ServingStatus::Serving).await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let clients = render_service::Clients::new(desk.clone(), Arc::clone(&self.artifacts));
-        let members = cluster::Members::new(desk, self.checkpoints, self.artifacts);
+        let members = cluster::Members::new(desk.clone(), self.checkpoints, self.artifacts, self.metrics);
+        let scaler = Scaler::new(desk);
         const LARGEST_SUBMIT_BYTES: usize = 256 << 10;
         let serving = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
@@ -112,6 +138,7 @@ impl Coordinator {
             .max_concurrent_streams(1024)
             .add_service(RenderServiceServer::new(clients).max_decoding_message_size(LARGEST_SUBMIT_BYTES))
             .add_service(ClusterServiceServer::new(members))
+            .add_service(ExternalScalerServer::new(scaler))
             .add_service(health_service)
             .add_service(reflection().build_v1().context("describe the services")?)
             .add_service(reflection().build_v1alpha().context("describe the services")?)

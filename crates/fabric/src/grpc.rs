@@ -241,7 +241,10 @@ impl Fabric for View {
         let link = LinkKey { epoch: self.epoch, from: self.rank, to };
         match self.routes.get(usize::from(to.0)) {
             Some(Route::Here) => self.shared.arrivals.hand(link, tag, payload),
-            Some(Route::To(outbox)) => outbox.push(link, tag, payload, &self.shared.config),
+            Some(Route::To(outbox)) => {
+                self.shared.tally.sent_bytes.add(payload.n_bytes() as u64);
+                outbox.push(link, tag, payload, &self.shared.config)
+            }
             Some(Route::Nowhere(reason)) => Err(FabricError::PeerGone { peer: to, reason: reason.clone() }),
             None => Err(self.seat.no_such_rank(to)),
         }

@@ -11,5 +11,11 @@ pub mod v1 {
     tonic::include_proto!("fresco.v1");
 }
 
-/// The package's encoded `FileDescriptorSet`, for server reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("fresco.v1");
+/// Messages, clients and servers of KEDA's package `externalscaler`.
+#[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all)]
+pub mod externalscaler {
+    tonic::include_proto!("externalscaler");
+}
+
+/// The encoded `FileDescriptorSet` of both packages, for server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("descriptors");

@@ -8,6 +8,7 @@ mod checkpoint;
 mod desk;
 pub mod image;
 pub mod metadata;
+pub mod metrics;
 pub mod models;
 mod part;
 mod probe;
@@ -25,6 +26,7 @@ use rayon::ThreadPool;
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
+use metrics::Metrics;
 use models::Models;
 
 /// What a worker is told at its start.
@@ -56,6 +58,7 @@ pub struct Worker {
     name: WorkerId,
     models: Arc<Models>,
     port: Arc<Port>,
+    metrics: Metrics,
     channel: Channel,
     coordinator: String,
     address: String,
@@ -64,11 +67,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Checks the configuration and measures this machine. Workers of one process share `models` and `port`.
+    /// Checks the configuration and measures this machine. Workers of one process share `models`, `port` and
+    /// `metrics`.
     ///
     /// # Errors
     /// If the coordinator's address is none, or threads cannot be started.
-    pub fn new(config: Config, models: Arc<Models>, port: Arc<Port>) -> anyhow::Result<Self> {
+    pub fn new(config: Config, models: Arc<Models>, port: Arc<Port>, metrics: Metrics) -> anyhow::Result<Self> {
         let pool = || rayon::ThreadPoolBuilder::new().num_threads(config.threads).build();
         let pools = [pool().context("start threads")?, pool().context("start threads")?];
         let endpoint = Endpoint::from_shared(config.coordinator.clone())
@@ -86,6 +90,7 @@ impl Worker {
             name: WorkerId(config.name),
             models,
             port,
+            metrics,
             channel: endpoint.connect_lazy(),
             coordinator: config.coordinator,
             address: config.address,

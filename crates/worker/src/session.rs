@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::bail;
-use plan::Epoch;
+use plan::{Epoch, ImageSize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -32,6 +32,8 @@ pub(crate) struct Stay {
     is_connected: Arc<AtomicBool>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     part: Option<(Arc<Desk>, JoinHandle<()>)>,
+    /// Of the image the part is at.
+    size: Option<ImageSize>,
     /// Tells this process apart from another of the same name.
     incarnation: String,
     /// How the part ended: a session that breaks may lose what was said last, so it is said again in the next.
@@ -65,6 +67,7 @@ impl Stay {
             is_connected: Arc::default(),
             reports,
             part: None,
+            size: None,
             incarnation: uuid::Uuid::now_v7().to_string(),
             last_word: None,
         }
@@ -77,7 +80,9 @@ impl Stay {
         let mut is_told = false;
         loop {
             let ended = self.session().await;
-            self.is_connected.store(false, Ordering::SeqCst);
+            if self.is_connected.swap(false, Ordering::SeqCst) {
+                self.worker.metrics.left();
+            }
             match ended {
                 Ended::Leave => {
                     self.drop_part();
@@ -138,6 +143,7 @@ impl Stay {
             Err(status) => return broken(status.message().to_owned(), false),
         };
         self.is_connected.store(true, Ordering::SeqCst);
+        self.worker.metrics.joined();
         tracing::info!(worker = %self.worker.name, coordinator = self.worker.coordinator, "joined");
         if let Some(last_word) = self.last_word.clone()
             && !say(last_word).await
@@ -158,6 +164,7 @@ impl Stay {
             let is_said = tokio::select! {
                 _ = beat.tick() => say(Report::Heartbeat(v1::Heartbeat {})).await,
                 Some(report) = self.reports.1.recv() => {
+                    self.worker.metrics.reported(&report, self.size);
                     if matches!(report, Report::Stopped(_) | Report::Finished(_) | Report::Failed(_)) {
                         self.last_word = Some(report.clone());
                     }
@@ -251,6 +258,7 @@ impl Stay {
             }
             desk.cancel();
         }
+        self.size = Some(assignment.request.size);
         let desk = Arc::new(Desk::new(
             (assignment.epoch, assignment.rank),
             assignment.n_steps_done,

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::Args;
 use clap::builder::BoolishValueParser;
+use clap::{Args, Subcommand};
 
 use super::{PictureArgs, Threads};
 
@@ -55,6 +55,17 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) lease: Lease,
+
+    #[command(flatten)]
+    pub(crate) status: StatusPort,
+}
+
+/// Where a role tells how it is.
+#[derive(Debug, Args)]
+pub(crate) struct StatusPort {
+    /// Where Prometheus finds /metrics and probes find gRPC health, such as 0.0.0.0:7480 [default: nowhere]
+    #[arg(long, env = "FRESCO_STATUS", value_name = "ADDRESS")]
+    pub(crate) status: Option<SocketAddr>,
 }
 
 /// How patient a coordinator is.
@@ -88,6 +99,9 @@ pub(crate) struct CoordinatorArgs {
 
     #[command(flatten)]
     pub(crate) lease: Lease,
+
+    #[command(flatten)]
+    pub(crate) status: StatusPort,
 }
 
 fn store(text: &str) -> Result<PathBuf, String> {
@@ -110,9 +124,14 @@ fn artifacts(text: &str) -> Result<PathBuf, String> {
 Examples:
   fresco worker --coordinator http://10.0.0.1:7400 --listen 10.0.0.2:7401
   fresco worker --threads 8 --model /models/PixArt-Sigma-XL-2-1024-MS --name render-07
+  fresco worker drain render-07 --wait         # from anywhere: hands its work over and leaves
 
 SIGTERM hands its work over at the next step boundary and ends it; a second one ends it at once.")]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct WorkerArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<WorkerCommand>,
+
     #[command(flatten)]
     pub(crate) farm: Farm,
 
@@ -140,6 +159,31 @@ pub(crate) struct WorkerArgs {
 
     #[command(flatten)]
     pub(crate) threads: Threads,
+
+    #[command(flatten)]
+    pub(crate) status: StatusPort,
+}
+
+/// What can be done to a worker from outside.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkerCommand {
+    /// Have a worker hand its work over at the next step boundary and leave
+    Drain(DrainArgs),
+}
+
+/// Flags of `worker drain`.
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The worker's name
+    #[arg(env = "FRESCO_WORKER_NAME", value_name = "NAME")]
+    pub(crate) name: String,
+
+    #[command(flatten)]
+    pub(crate) farm: Farm,
+
+    /// Wait until it has left
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 /// Flags of `submit`.

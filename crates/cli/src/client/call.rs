@@ -6,6 +6,7 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use wire::v1;
+use wire::v1::cluster_service_client::ClusterServiceClient;
 use wire::v1::render_service_client::RenderServiceClient;
 
 use crate::exit::Stop;
@@ -19,6 +20,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// A client of one farm.
 pub(crate) struct Client {
     calls: RenderServiceClient<Channel>,
+    cluster: ClusterServiceClient<Channel>,
 }
 
 /// How watching ended.
@@ -43,7 +45,14 @@ impl Client {
                 "no coordinator answers at {url}: start one with `fresco serve`, or name another"
             ))
         })?;
-        Ok(Self { calls: RenderServiceClient::new(channel) })
+        Ok(Self { calls: RenderServiceClient::new(channel.clone()), cluster: ClusterServiceClient::new(channel) })
+    }
+
+    /// Has a worker hand over and leave. Whether it is still in.
+    pub(crate) async fn drain(&mut self, worker: &str) -> anyhow::Result<bool> {
+        let request = v1::DrainWorkerRequest { worker: worker.to_owned() };
+        let response = self.cluster.drain_worker(request).await;
+        Ok(response.map_err(|status| refused(&status))?.into_inner().is_member)
     }
 
     pub(crate) async fn submit(&mut self, spec: v1::RenderSpec, request_id: String) -> anyhow::Result<v1::Job> {

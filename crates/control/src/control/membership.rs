@@ -166,6 +166,7 @@ impl Control {
         let lost: Vec<(WorkerId, SessionId)> =
             expired.map(|(worker, member)| (worker.clone(), member.session)).collect();
         for (worker, session) in lost {
+            self.counters.leases_ended += 1;
             self.put(Output::Expel { worker: worker.clone(), session });
             self.lose(&worker);
         }

@@ -45,6 +45,11 @@ impl Control {
         let Some(rank) = attempt.rank_of(worker) else { return };
         let is_guided = self.jobs.get(&attempt.image.job).is_some_and(|job| job.spec.request.is_guided());
         attempt.measured(rank, is_guided, compute_ms);
+        if let Some(job) = self.jobs.get(&attempt.image.job) {
+            // Ranks take about as long as each other: that is what rows are shared out for.
+            let all_ms = compute_ms * attempt.seats.len() as f64;
+            self.costs.measured(&job.spec.model, job.spec.request.size, all_ms);
+        }
         // Paces tell how ranks compare; what they add up to stays what the probes said.
         let paces: Option<Vec<f64>> = attempt.paces.iter().copied().collect();
         let Some(paces) = paces.filter(|paces| paces.len() > 1) else { return };
@@ -108,7 +113,9 @@ impl Control {
             }
             return;
         }
+        self.counters.not_finite += u64::from(cause == Cause::NotFinite);
         let Some(attempt) = self.attempts.get(&epoch) else { return };
+        self.counters.cut_by_failure += u64::from(!attempt.is_decoding);
         let most = self.config.most_failures;
         let (not_before, rank) = (now + self.backoff_ms(&attempt.image), attempt.rank_of(worker));
         self.requeue(epoch, None, |image| {
@@ -169,6 +176,8 @@ impl Control {
     /// Ends an attempt that lost a member; its image goes on without it, unless it loses one after the other.
     pub(super) fn requeue_after_loss(&mut self, epoch: Epoch, lost: Option<&WorkerId>, message: String) {
         let most = self.config.most_losses;
+        let is_cut = self.attempts.get(&epoch).is_some_and(|attempt| !attempt.is_decoding);
+        self.counters.cut_by_loss += u64::from(is_cut);
         self.requeue(epoch, lost, |image| {
             image.n_losses = image.n_losses.saturating_add(1);
             image.message = message;

@@ -94,6 +94,10 @@ counters! {
     refused,
     /// Messages sent once more.
     resent,
+    /// Bytes of tensors handed over to other processes.
+    sent_bytes,
+    /// Bytes of tensors that came whole from other processes.
+    received_bytes,
     /// Connections made to peers, the first ones included.
     connected,
     /// Streams ended because what came was no tensor stream.

@@ -206,6 +206,7 @@ async fn read_tensor(
     }
     let found = decode_trailer(&reader.take().await?).ok_or(Ended::Malformed)?;
     if found == crc {
+        shared.tally.received_bytes.add(header.length);
         shared.arrivals.deliver(header, destination.into_payload(), answers, &shared.tally);
     } else {
         shared.tally.corrupt.add(1);
