@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use control::{ArtifactRef, Hello, Input, MemberState, Running, SessionId};
 use futures_util::{Stream, StreamExt};
 use plan::{Epoch, ImageId, Rank, WorkerId};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use wire::v1::cluster_service_server::ClusterService;
@@ -16,7 +16,7 @@ use wire::v1::session_request::Message as Report;
 use wire::{convert, v1};
 
 use crate::artifact::{ArtifactError, Artifacts};
-use crate::checkpoint::{Checkpoints, Place};
+use crate::checkpoint::{Checkpoints, Place, PutError};
 use crate::driver::Desk;
 use crate::metrics::Metrics;
 use crate::status::status;
@@ -35,48 +35,45 @@ pub(crate) struct Members {
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
     metrics: Metrics,
-    /// A step became whole.
-    kept: Arc<Notify>,
 }
 
 impl Members {
     pub(crate) fn new(desk: Desk, checkpoints: Arc<Checkpoints>, artifacts: Arc<Artifacts>, metrics: Metrics) -> Self {
-        Self { desk, checkpoints, artifacts, metrics, kept: Arc::default() }
+        Self { desk, checkpoints, artifacts, metrics }
     }
 
-    /// Waits until all ranks' rows behind a step are there. Rows of a step that is not whole are in memory alone, so
-    /// they count as kept for nobody before.
-    async fn whole(&self, image: &ImageId, n_steps_done: usize) -> Result<(), Status> {
-        let whole = async {
-            loop {
-                let told = self.kept.notified();
-                tokio::pin!(told);
-                told.as_mut().enable();
-                if self.checkpoints.is_whole(image, n_steps_done) {
-                    return;
-                }
-                told.await;
-            }
-        };
-        let waited = tokio::time::timeout(WHOLE_WITHIN, whole).await;
-        waited.map_err(|_| Status::unavailable("rows of other ranks are missing: send these again"))
-    }
-
-    /// The image of an epoch that is on, the latent's rows and columns, and steps done when it began.
-    async fn attempt(&self, epoch: Epoch) -> Result<(ImageId, (usize, usize), usize), Status> {
+    /// An attempt that is on. From then on rows of its epoch are taken.
+    async fn attempt(&self, epoch: Epoch) -> Result<AttemptView, Status> {
+        let checkpoints = Arc::clone(&self.checkpoints);
         let found = self.desk.ask(move |control| {
             let attempt = control.attempt(epoch)?;
             let job = control.job(&attempt.image.job)?;
+            checkpoints.open_epoch(&attempt.image, epoch);
             // A token is two cells high and wide.
-            let size = job.spec.request.size;
+            let request = &job.spec.request;
             let rows = attempt.mesh.bands().last()?.end * plan::geometry::TOKEN_CELLS;
-            let cols = size.width_px as usize * rows / size.height_px as usize;
-            Some((attempt.image.clone(), (rows, cols), attempt.n_steps_before))
+            let cols = request.size.width_px as usize * rows / request.size.height_px as usize;
+            let n_steps = (attempt.n_steps_before, request.steps as usize);
+            Some(AttemptView { image: attempt.image.clone(), rows, cols, n_steps })
         });
-        found.await?.ok_or_else(|| {
-            status(Code::FailedPrecondition, "OLD_EPOCH", format!("epoch {epoch} is over"), Some("epoch"), None)
-        })
+        found.await?.ok_or_else(|| over(&PutError::Over(epoch)))
     }
+}
+
+/// What is asked of an attempt that is on.
+struct AttemptView {
+    image: ImageId,
+    /// Of the latent.
+    rows: usize,
+    /// Of the latent.
+    cols: usize,
+    /// Steps done when it began, steps in all.
+    n_steps: (usize, usize),
+}
+
+/// Refuses what came for an epoch that is over.
+fn over(error: &PutError) -> Status {
+    status(Code::FailedPrecondition, "OLD_EPOCH", error.to_string(), Some("epoch"), None)
 }
 
 #[tonic::async_trait]
@@ -118,8 +115,13 @@ impl ClusterService for Members {
         let mut parts = request.into_inner();
         let first = parts.message().await?.ok_or_else(|| Status::invalid_argument("a checkpoint without a part"))?;
         let epoch = Epoch(first.epoch);
-        let (image, (all_rows, cols), _) = self.attempt(epoch).await?;
+        let AttemptView { image, rows: all_rows, cols, n_steps } = self.attempt(epoch).await?;
         let n_steps_done = first.n_steps_done as usize;
+        if n_steps_done <= n_steps.0 || n_steps_done > n_steps.1 {
+            let message =
+                format!("rows behind step {n_steps_done} of an attempt at steps {} to {}", n_steps.0, n_steps.1);
+            return Err(status(Code::InvalidArgument, "STEP_OUT_OF_RANGE", message, Some("n_steps_done"), None));
+        }
         let (first_row, n_rows) = (first.first_row as usize, first.n_rows as usize);
         let place = Place { n_steps_done, first_row, n_rows, all_rows, cols };
         if n_rows == 0 || first_row + n_rows > all_rows {
@@ -141,16 +143,21 @@ impl ClusterService for Members {
         }
         let (checkpoints, bytes) = (Arc::clone(&self.checkpoints), bytes.freeze());
         let of = image.clone();
-        let put = tokio::task::spawn_blocking(move || checkpoints.put(&of, place, &bytes)).await;
-        let is_whole = put.map_err(|_| Status::internal("the checkpoint's thread died"))?;
-        let is_whole =
-            is_whole.map_err(|error| Status::unavailable(format!("the checkpoint cannot be kept: {error}")))?;
+        let put = tokio::task::spawn_blocking(move || checkpoints.put(&of, epoch, place, &bytes)).await;
+        let put = put.map_err(|_| Status::internal("the checkpoint's thread died"))?;
+        let is_whole = put.map_err(|error| match error {
+            PutError::Over(_) => over(&error),
+            PutError::Disk(_) => Status::unavailable(error.to_string()),
+        })?;
         self.metrics.rows_kept(place.n_bytes() as u64);
         if is_whole {
             self.desk.tell(Input::StepKept { epoch, n_steps_done }).await?;
-            self.kept.notify_waiters();
         } else {
-            self.whole(&image, n_steps_done).await?;
+            // Half a step is in memory alone, so it counts as kept for nobody before the other half is there.
+            let kept = self.checkpoints.until_kept(&image, epoch, n_steps_done);
+            let waited = tokio::time::timeout(WHOLE_WITHIN, kept).await;
+            let missing = |_| Status::unavailable("rows of other ranks are missing: send these again");
+            waited.map_err(missing)?.map_err(|error| over(&error))?;
         }
         Ok(Response::new(v1::PutCheckpointResponse {}))
     }
@@ -162,7 +169,7 @@ impl ClusterService for Members {
         request: Request<v1::GetCheckpointRequest>,
     ) -> Result<Response<Self::GetCheckpointStream>, Status> {
         let epoch = Epoch(request.into_inner().epoch);
-        let (image, _, n_steps_done) = self.attempt(epoch).await?;
+        let AttemptView { image, n_steps: (n_steps_done, _), .. } = self.attempt(epoch).await?;
         let checkpoints = Arc::clone(&self.checkpoints);
         let missing = format!("image {image} has no checkpoint behind step {n_steps_done}");
         let found = tokio::task::spawn_blocking(move || checkpoints.get(&image, n_steps_done)).await;
