@@ -10,6 +10,7 @@ mod desk;
 mod doctor;
 mod farm;
 mod model_command;
+mod operations;
 mod render;
 mod settings;
 mod verify;
