@@ -14,7 +14,7 @@ use crate::bench::BenchArgs;
 mod farm;
 
 pub(crate) use farm::{
-    CoordinatorArgs, DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
+    DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
     WorkerCommand,
 };
 
@@ -70,7 +70,7 @@ pub(crate) enum Command {
     /// Serve a farm from this one process: coordinator, store and workers
     Serve(ServeArgs),
     /// Run the coordinator alone; workers and clients come to it
-    Coordinator(CoordinatorArgs),
+    Coordinator(coordinator::role::CoordinatorArgs),
     /// Run a worker: it joins a coordinator and renders what it is given
     Worker(WorkerArgs),
     /// Hand a job to a farm, and print its id

@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use coordinator::Coordinator;
+use coordinator::role::CoordinatorArgs;
 use fabric::grpc::{Port, PortConfig};
 use prometheus::Registry;
-use telemetry::{Health, Telemetry};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use worker::metrics::Metrics;
 use worker::models::Models;
-use worker::{Shutdown, Worker};
+use worker::{Noise, Shutdown, Worker};
 
-use crate::args::{CoordinatorArgs, ServeArgs, WorkerArgs, WorkerCommand};
+use crate::args::{ServeArgs, WorkerArgs, WorkerCommand};
 use crate::client;
 use crate::engine::n_threads;
 use crate::exit::{Outcome, Stop};
@@ -44,18 +44,17 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
         let coordinator = Coordinator::build(config, &registry).await?;
         let address = coordinator.address()?;
         terminal::note(&format!("serving on http://{address}, data in {}", args.data.display()));
-        if let Some(health) = {
-            let (of_coordinator, metrics, port) = (coordinator.refresh(), metrics.clone(), Arc::clone(&port));
-            let refresh = move || {
-                metrics.refresh(&port);
-                of_coordinator()
-            };
-            tell(args.status.status, registry, refresh).await?
-        } {
-            health.ready(true).await;
+        let (of_coordinator, of_workers, tensors) = (coordinator.refresh(), metrics.clone(), Arc::clone(&port));
+        let refresh = move || {
+            of_workers.refresh(&tensors);
+            of_coordinator()
+        };
+        if let Some(told) = telemetry::start(args.status.status, registry, refresh).await? {
+            terminal::note(&format!("metrics on http://{}/metrics", told.address));
+            told.health.ready(true).await;
         }
         let shutdown = on_signals()?;
-        let own = Own { offered, port, metrics };
+        let own = Own { offered, port, metrics, noise: None };
         let mut workers = start_workers(address, args.workers, threads, &own, &shutdown)?;
         let mut drained = shutdown.clone();
         let end = async move {
@@ -74,24 +73,8 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
 
 /// A coordinator alone, until told to stop.
 pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Outcome> {
-    let registry = telemetry::registry("coordinator").context("make metrics")?;
-    runtime()?.block_on(async {
-        let config = coordinator::Config {
-            listen: args.listen,
-            store: args.store,
-            artifacts: args.artifacts,
-            lease_ttl_ms: args.lease.lease_ttl_ms,
-        };
-        let coordinator = Coordinator::build(config, &registry).await?;
-        terminal::note(&format!("coordinating on http://{}", coordinator.address()?));
-        if let Some(health) = tell(args.status.status, registry, coordinator.refresh()).await? {
-            health.ready(true).await;
-        }
-        let mut shutdown = on_signals()?;
-        let end = async move { drop(shutdown.wait_for(|shutdown| *shutdown != Shutdown::No).await) };
-        coordinator.run(end).await?;
-        Ok(Outcome::Done)
-    })
+    runtime()?.block_on(coordinator::role::run(args, terminal::note))?;
+    Ok(Outcome::Done)
 }
 
 /// A worker, until it has drained; or a word to one.
@@ -106,24 +89,23 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
     });
     let address = args.advertise.unwrap_or_else(|| port.address().to_owned());
     let config =
-        worker::Config { name, coordinator: args.farm.coordinator, address, threads: n_threads(&args.threads) };
+        worker::Config { name, coordinator: args.farm.coordinator, address, threads: n_threads(&args.threads), noise: None };
     let registry = telemetry::registry("worker").context("make metrics")?;
     let metrics = Metrics::register(&registry).context("make metrics")?;
     runtime()?.block_on(async {
         let shutdown = on_signals()?;
-        let refresh = {
-            let (metrics, port) = (metrics.clone(), Arc::clone(&port));
-            move || {
-                metrics.refresh(&port);
-                std::future::ready(())
-            }
+        let (counted, tensors) = (metrics.clone(), Arc::clone(&port));
+        let refresh = move || {
+            counted.refresh(&tensors);
+            std::future::ready(())
         };
-        if let Some(health) = tell(args.status.status, registry, refresh).await? {
+        if let Some(told) = telemetry::start(args.status.status, registry, refresh).await? {
+            terminal::note(&format!("metrics on http://{}/metrics", told.address));
             let mut n_joined = metrics.n_joined();
             tokio::spawn(async move {
                 while n_joined.changed().await.is_ok() {
                     let is_in = *n_joined.borrow_and_update() > 0;
-                    health.ready(is_in).await;
+                    told.health.ready(is_in).await;
                 }
             });
         }
@@ -141,8 +123,14 @@ pub(crate) struct PrivateFarm {
 }
 
 impl PrivateFarm {
-    /// Starts a coordinator and `n_workers` workers of `threads` cores each over loopback.
-    pub(crate) fn start(model: &Path, base: Option<&Path>, n_workers: u16, threads: usize) -> anyhow::Result<Self> {
+    /// Starts a coordinator and `n_workers` workers that share `threads` cores, over loopback. All they draw begins
+    /// with `noise`, if it is given.
+    pub(crate) fn start(
+        model: &Path,
+        base: Option<&Path>,
+        (n_workers, threads): (u16, usize),
+        noise: Option<Noise>,
+    ) -> anyhow::Result<Self> {
         let offered = {
             let _wait = Wait::start("reading the weights");
             worker::open_models(&[(model.to_owned(), base.map(Path::to_owned))])?
@@ -152,7 +140,7 @@ impl PrivateFarm {
         // Nobody asks for what a private farm counts.
         let registry = Registry::new();
         let metrics = Metrics::register(&registry).context("make metrics")?;
-        let own = Own { offered, port, metrics };
+        let own = Own { offered, port, metrics, noise };
         let data = tempfile::tempdir().context("make a temporary folder")?;
         let runtime = runtime()?;
         let (stop, stopped) = watch::channel(Shutdown::No);
@@ -201,27 +189,7 @@ struct Own {
     offered: Arc<Models>,
     port: Arc<Port>,
     metrics: Metrics,
-}
-
-/// Serves metrics and health at `address`, if there is one, for as long as the process lives.
-async fn tell<F>(
-    address: Option<SocketAddr>,
-    registry: Registry,
-    refresh: impl Fn() -> F + Clone + Send + Sync + 'static,
-) -> anyhow::Result<Option<Health>>
-where
-    F: Future<Output = ()> + Send,
-{
-    let Some(address) = address else { return Ok(None) };
-    let telemetry = Telemetry::bind(address, registry).await?;
-    terminal::note(&format!("metrics on http://{}/metrics", telemetry.address()?));
-    let health = telemetry.health();
-    tokio::spawn(async move {
-        if let Err(error) = telemetry.serve(refresh).await {
-            tracing::error!(%error, "metrics and health are not served any more");
-        }
-    });
-    Ok(Some(health))
+    noise: Option<Noise>,
 }
 
 fn start_workers(
@@ -240,6 +208,7 @@ fn start_workers(
             coordinator: format!("http://{}", SocketAddr::new(ip, coordinator.port())),
             address: own.port.address().to_owned(),
             threads: threads.div_ceil(usize::from(n_workers)),
+            noise: own.noise.clone(),
         };
         let worker = Worker::new(config, Arc::clone(&own.offered), Arc::clone(&own.port), own.metrics.clone())?;
         workers.spawn(worker.run(shutdown.clone()));

@@ -7,10 +7,12 @@ mod artifact;
 mod checkpoint;
 mod cluster;
 mod driver;
+mod incoming;
 mod job_view;
 mod metrics;
 mod persist;
 mod render_service;
+pub mod role;
 mod scaler;
 mod status;
 
@@ -26,7 +28,6 @@ use plan::Millis;
 use prometheus::Registry;
 use store::{EmbeddedStore, Store};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use wire::externalscaler::external_scaler_server::ExternalScalerServer;
 use wire::v1::cluster_service_server::ClusterServiceServer;
@@ -51,9 +52,6 @@ pub struct Config {
     /// How long a lease lasts without a heartbeat.
     pub lease_ttl_ms: u64,
 }
-
-/// The health service that says only whether the process answers at all.
-const LIVENESS: &str = "liveness";
 
 /// A coordinator, ready to serve.
 pub struct Coordinator {
@@ -121,7 +119,7 @@ impl Coordinator {
         health.set_serving::<RenderServiceServer<render_service::Clients>>().await;
         health.set_serving::<ClusterServiceServer<cluster::Members>>().await;
         // Alive as long as it answers at all; readiness is the services' own.
-        health.set_service_status(LIVENESS, tonic_health::ServingStatus::Serving).await;
+        health.set_service_status(telemetry::LIVENESS, tonic_health::ServingStatus::Serving).await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET)
@@ -142,7 +140,7 @@ impl Coordinator {
             .add_service(health_service)
             .add_service(reflection().build_v1().context("describe the services")?)
             .add_service(reflection().build_v1alpha().context("describe the services")?)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), shutdown);
+            .serve_with_incoming_shutdown(incoming::incoming(self.listener), shutdown);
         tokio::select! {
             served = serving => served.context("serve"),
             driven = self.driver.run() => driven,

@@ -49,7 +49,8 @@ impl Health {
 }
 
 /// The port, bound and not yet served.
-pub struct Telemetry {
+struct Telemetry {
+    address: SocketAddr,
     listener: TcpListener,
     registry: Registry,
     routes: Routes,
@@ -66,37 +67,19 @@ pub struct BindError {
 
 impl Telemetry {
     /// Listens on `address`; alive at once, not ready until it is said.
-    ///
-    /// # Errors
-    /// If the address is taken.
-    pub async fn bind(address: SocketAddr, registry: Registry) -> Result<Self, BindError> {
-        let listener = TcpListener::bind(address).await.map_err(|error| BindError { address, error })?;
+    async fn bind(address: SocketAddr, registry: Registry) -> Result<Self, BindError> {
+        let fault = |error| BindError { address, error };
+        let listener = TcpListener::bind(address).await.map_err(fault)?;
+        let address = listener.local_addr().map_err(fault)?;
         let (reporter, service) = tonic_health::server::health_reporter();
         reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
         let health = Health(reporter);
         health.ready(false).await;
-        Ok(Self { listener, registry, routes: Routes::new(service), health })
+        Ok(Self { address, listener, registry, routes: Routes::new(service), health })
     }
 
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// If the system does not tell.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
-    /// Where readiness is said.
-    pub fn health(&self) -> Health {
-        self.health.clone()
-    }
-
-    /// Serves for as long as this is polled. `refresh` brings up to date what is not counted as it happens; it
-    /// runs before every answer.
-    ///
-    /// # Errors
-    /// If the listener fails.
-    pub async fn serve<F>(self, refresh: impl Fn() -> F + Clone + Send + Sync + 'static) -> std::io::Result<()>
+    /// Serves for as long as this is polled.
+    async fn serve<F>(self, refresh: impl Fn() -> F + Clone + Send + Sync + 'static) -> std::io::Result<()>
     where
         F: Future<Output = ()> + Send,
     {
@@ -111,6 +94,38 @@ impl Telemetry {
         let router: Router = self.routes.into_axum_router().route("/metrics", get(metrics));
         axum::serve(self.listener, router).await
     }
+}
+
+/// Where a process tells how it is.
+pub struct Told {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Where readiness is said.
+    pub health: Health,
+}
+
+/// Serves at `address`, if there is one, for as long as the process lives. `refresh` brings up to
+/// date what is not counted as it happens; it runs before every answer.
+///
+/// # Errors
+/// If the address is taken.
+pub async fn start<F>(
+    address: Option<SocketAddr>,
+    registry: Registry,
+    refresh: impl Fn() -> F + Clone + Send + Sync + 'static,
+) -> Result<Option<Told>, BindError>
+where
+    F: Future<Output = ()> + Send,
+{
+    let Some(address) = address else { return Ok(None) };
+    let telemetry = Telemetry::bind(address, registry).await?;
+    let told = Told { address: telemetry.address, health: telemetry.health.clone() };
+    tokio::spawn(async move {
+        if let Err(error) = telemetry.serve(refresh).await {
+            tracing::error!(%error, "metrics and health are not served any more");
+        }
+    });
+    Ok(Some(told))
 }
 
 fn text(registry: &Registry) -> Response {
@@ -137,9 +152,9 @@ mod tests {
     #[tokio::test]
     async fn probes_and_prometheus_are_answered_on_one_port() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let telemetry = Telemetry::bind(any, registry("worker").expect("no name twice")).await.expect("a free port");
-        let (address, health) = (telemetry.address().expect("is bound"), telemetry.health());
-        tokio::spawn(telemetry.serve(|| async {}));
+        let registry = registry("worker").expect("no name twice");
+        let told = start(Some(any), registry, || async {}).await.expect("a free port").expect("it was asked for");
+        let Told { address, health } = told;
 
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address");
         let mut client = HealthClient::new(channel.connect().await.expect("it listens"));

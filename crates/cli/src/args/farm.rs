@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
+use coordinator::role::{LISTEN, Lease, StatusPort};
+
 use super::{PictureArgs, Threads};
 
-/// Where the coordinator listens unless it is told otherwise.
+/// Where a coordinator is unless it is told otherwise.
 const COORDINATOR: &str = "http://127.0.0.1:7400";
-const LISTEN: &str = "127.0.0.1:7400";
 
 /// Which farm.
 #[derive(Debug, Clone, Args)]
@@ -58,64 +59,6 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) status: StatusPort,
-}
-
-/// Where a role tells how it is.
-#[derive(Debug, Args)]
-pub(crate) struct StatusPort {
-    /// Where Prometheus finds /metrics and probes find gRPC health, such as 0.0.0.0:7480 [default: nowhere]
-    #[arg(long, env = "FRESCO_STATUS", value_name = "ADDRESS")]
-    pub(crate) status: Option<SocketAddr>,
-}
-
-/// How patient a coordinator is.
-#[derive(Debug, Args)]
-pub(crate) struct Lease {
-    /// A worker that is silent for this long has lost its work
-    #[arg(long, env = "FRESCO_LEASE_TTL_MS", value_name = "MS", default_value = "3000")]
-    #[arg(value_parser = clap::value_parser!(u64).range(100..=600_000))]
-    pub(crate) lease_ttl_ms: u64,
-}
-
-/// Flags of `coordinator`.
-#[derive(Debug, Args)]
-#[command(before_help = "\
-Examples:
-  fresco coordinator --listen 0.0.0.0:7400 --store redb:/srv/fresco/store.redb --artifacts file:/srv/fresco/artifacts")]
-pub(crate) struct CoordinatorArgs {
-    /// Where clients and workers reach it
-    #[arg(long, env = "FRESCO_LISTEN", value_name = "ADDRESS", default_value = LISTEN)]
-    pub(crate) listen: SocketAddr,
-
-    /// Where jobs are written down: redb:PATH, a file of this process's own
-    #[arg(long, env = "FRESCO_STORE", value_name = "STORE", default_value = "redb:fresco-data/store.redb")]
-    #[arg(value_parser = store)]
-    pub(crate) store: PathBuf,
-
-    /// Where finished pictures go: file:DIR
-    #[arg(long, env = "FRESCO_ARTIFACTS", value_name = "PLACE", default_value = "file:fresco-data/artifacts")]
-    #[arg(value_parser = artifacts)]
-    pub(crate) artifacts: PathBuf,
-
-    #[command(flatten)]
-    pub(crate) lease: Lease,
-
-    #[command(flatten)]
-    pub(crate) status: StatusPort,
-}
-
-fn store(text: &str) -> Result<PathBuf, String> {
-    match text.split_once(':') {
-        Some(("redb", path)) if !path.is_empty() => Ok(path.into()),
-        _ => Err("redb:PATH is needed, such as redb:fresco-data/store.redb".into()),
-    }
-}
-
-fn artifacts(text: &str) -> Result<PathBuf, String> {
-    match text.split_once(':') {
-        Some(("file", path)) if !path.is_empty() => Ok(path.into()),
-        _ => Err("file:DIR is needed, such as file:fresco-data/artifacts".into()),
-    }
 }
 
 /// Flags of `worker`.

@@ -1,0 +1,42 @@
+//! `fresco-coordinator`: the coordinator alone, for images that need no numeric libraries.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use coordinator::role::{self, CoordinatorArgs};
+use tracing_subscriber::EnvFilter;
+
+/// Coordinates a farm of fresco's workers: `fresco coordinator`, and nothing else of fresco.
+#[derive(Debug, Parser)]
+#[command(name = "fresco-coordinator", version)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Run the coordinator alone; workers and clients come to it
+    Coordinator(CoordinatorArgs),
+}
+
+fn main() -> ExitCode {
+    let Role::Coordinator(args) = Cli::parse().role;
+    match start(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: CoordinatorArgs) -> anyhow::Result<()> {
+    let directives = std::env::var("FRESCO_LOG").unwrap_or_else(|_| "warn".into());
+    let filter = EnvFilter::try_new(&directives)
+        .map_err(|error| anyhow::anyhow!("FRESCO_LOG `{directives}` is not understood ({error}): use debug, say"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(role::run(args, |line| eprintln!("{line}")))
+}

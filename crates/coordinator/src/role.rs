@@ -1,0 +1,105 @@
+//! The role itself: flags and the life of a process that is a coordinator and nothing else.
+//!
+//! Shared by `fresco coordinator` and by `fresco-coordinator`, the program of the coordinator's image, which has no
+//! numeric libraries in it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{Config, Coordinator};
+
+/// Where a coordinator listens unless it is told otherwise.
+pub const LISTEN: &str = "127.0.0.1:7400";
+
+/// Flags of `coordinator`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco coordinator --listen 0.0.0.0:7400 --store redb:/srv/fresco/store.redb --artifacts file:/srv/fresco/artifacts")]
+pub struct CoordinatorArgs {
+    /// Where clients and workers reach it
+    #[arg(long, env = "FRESCO_LISTEN", value_name = "ADDRESS", default_value = LISTEN)]
+    pub listen: SocketAddr,
+
+    /// Where jobs are written down: redb:PATH, a file of this process's own
+    #[arg(long, env = "FRESCO_STORE", value_name = "STORE", default_value = "redb:fresco-data/store.redb")]
+    #[arg(value_parser = store)]
+    pub store: PathBuf,
+
+    /// Where finished pictures go: file:DIR
+    #[arg(long, env = "FRESCO_ARTIFACTS", value_name = "PLACE", default_value = "file:fresco-data/artifacts")]
+    #[arg(value_parser = artifacts)]
+    pub artifacts: PathBuf,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub lease: Lease,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub status: StatusPort,
+}
+
+/// How patient a coordinator is.
+#[derive(Debug, Args)]
+pub struct Lease {
+    /// A worker that is silent for this long has lost its work
+    #[arg(long, env = "FRESCO_LEASE_TTL_MS", value_name = "MS", default_value = "3000")]
+    #[arg(value_parser = clap::value_parser!(u64).range(100..=600_000))]
+    pub lease_ttl_ms: u64,
+}
+
+/// Where a role tells how it is.
+#[derive(Debug, Args)]
+pub struct StatusPort {
+    /// Where Prometheus finds /metrics and probes find gRPC health, such as 0.0.0.0:7480 [default: nowhere]
+    #[arg(long, env = "FRESCO_STATUS", value_name = "ADDRESS")]
+    pub status: Option<SocketAddr>,
+}
+
+fn store(text: &str) -> Result<PathBuf, String> {
+    match text.split_once(':') {
+        Some(("redb", path)) if !path.is_empty() => Ok(path.into()),
+        _ => Err("redb:PATH is needed, such as redb:fresco-data/store.redb".into()),
+    }
+}
+
+fn artifacts(text: &str) -> Result<PathBuf, String> {
+    match text.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => Ok(path.into()),
+        _ => Err("file:DIR is needed, such as file:fresco-data/artifacts".into()),
+    }
+}
+
+/// A coordinator alone, until SIGTERM or Ctrl-C. `note` tells the user where it is.
+///
+/// # Errors
+/// If store, folders or ports cannot be used, or the store stops taking writes.
+pub async fn run(args: CoordinatorArgs, note: impl Fn(&str)) -> anyhow::Result<()> {
+    let registry = telemetry::registry("coordinator").context("make metrics")?;
+    let config = Config {
+        listen: args.listen,
+        store: args.store,
+        artifacts: args.artifacts,
+        lease_ttl_ms: args.lease.lease_ttl_ms,
+    };
+    let coordinator = Coordinator::build(config, &registry).await?;
+    note(&format!("coordinating on http://{}", coordinator.address()?));
+    if let Some(told) = telemetry::start(args.status.status, registry, coordinator.refresh()).await? {
+        note(&format!("metrics on http://{}/metrics", told.address));
+        told.health.ready(true).await;
+    }
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
+    let end = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    coordinator.run(end).await
+}
