@@ -4,6 +4,7 @@
 mod architecture;
 mod folders;
 mod parity;
+mod poison;
 mod rows;
 mod split;
 mod tables;

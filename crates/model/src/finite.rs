@@ -28,12 +28,17 @@ pub(crate) fn first_line(error: &candle_core::Error) -> String {
 /// # Errors
 /// [`ForwardError::NotFinite`] otherwise.
 pub fn check(x: &Tensor, name: impl Fn() -> String) -> Result<(), ForwardError> {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let finite = kernels::with_values(x, |values| {
-        // Comparing each chunk as a whole keeps the loop free of branches.
-        values
-            .par_chunks(1 << 16)
-            .all(|chunk| chunk.iter().fold(true, |finite, value| finite & (value.to_bits() & EXPONENT != EXPONENT)))
-    })?;
+    let finite = kernels::with_values(x, |values| values.par_chunks(CHUNK).all(all))?;
     if finite { Ok(()) } else { Err(ForwardError::NotFinite { tensor: name() }) }
+}
+
+/// Values looked at together: enough for a thread, and soon done with where the first is at fault.
+const CHUNK: usize = 1 << 16;
+
+/// Whether all values are finite; on the calling thread.
+pub fn all(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    // Comparing each chunk as a whole keeps the loop free of branches.
+    let is_finite = |finite, value: &f32| finite & (value.to_bits() & EXPONENT != EXPONENT);
+    values.chunks(CHUNK).all(|chunk| chunk.iter().fold(true, is_finite))
 }

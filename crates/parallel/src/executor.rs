@@ -108,8 +108,8 @@ impl Seat<'_> {
         let ended = Run::new(self, &link, watch)?.ops(start);
         match (ended, link.fault()) {
             (Ok(outcome), _) => Ok(outcome),
-            // What the seams reported in candle's words was the fabric's doing.
-            (Err(RankError::Tensor(_)), Some(fault)) => Err(fault.into()),
+            // What the seams reported in candle's words was the link's doing.
+            (Err(RankError::Tensor(_)), Some(fault)) => Err(RankError::of_link(fault, self.assignment.rank)),
             (Err(error), _) => Err(error),
         }
         .inspect_err(|_| watch.give_up())

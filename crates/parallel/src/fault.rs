@@ -2,7 +2,10 @@
 
 use fabric::FabricError;
 use model::{ForwardError, RenderError};
+use plan::program::Tag;
 use plan::{Cause, Rank, StepIdx};
+
+use crate::link::LinkFault;
 
 /// Why a rank's program ended early.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,20 @@ impl RankError {
         match self {
             Self::Fabric(FabricError::PeerGone { peer, .. } | FabricError::Silent { peer, .. }) => Some(*peer),
             _ => None,
+        }
+    }
+
+    /// What kept a tensor of `rank` from the others, or theirs from it.
+    pub(crate) fn of_link(fault: LinkFault, rank: Rank) -> Self {
+        let in_step = |step, tensor: String| Self::NotFinite { step, rank, tensor };
+        match fault {
+            LinkFault::Fabric(error) => Self::Fabric(error),
+            LinkFault::NotFinite(tag) => match tag {
+                Tag::Block(step, layer, ..) => in_step(step, format!("transformer_blocks.{layer}.attn1")),
+                Tag::Prediction(step) | Tag::Agree(step) => in_step(step, "proj_out".into()),
+                Tag::Caption(_) => in_step(StepIdx(0), "text_encoder".into()),
+                Tag::Decode(_) | Tag::Pixels | Tag::Latents => Self::DecodeNotFinite { rank, tensor: "decoder".into() },
+            },
         }
     }
 

@@ -1,6 +1,7 @@
 //! A rank's fabric as tensors see it: f32 values in and out, and the first fault remembered.
 //!
-//! The model's seams speak candle's errors; what the fabric said would be lost in them, so it is kept here.
+//! The model's seams speak candle's errors; what the fabric said would be lost in them, so it is kept here. Values that
+//! are not finite do not leave their rank: others would find them too, and nobody could say whose they were.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +13,18 @@ use plan::program::Tag;
 /// One rank's way to the others.
 pub struct Link<'a> {
     fabric: &'a dyn Fabric,
-    fault: Mutex<Option<FabricError>>,
+    fault: Mutex<Option<LinkFault>>,
+}
+
+/// Why a tensor did not get through.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum LinkFault {
+    /// The fabric's doing.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// This rank's own: it has computed what must not leave.
+    #[error("a tensor to be sent holds a value that is not finite")]
+    NotFinite(Tag),
 }
 
 impl<'a> Link<'a> {
@@ -27,12 +39,20 @@ impl<'a> Link<'a> {
     }
 
     /// The first thing that went wrong on the way, if anything did.
-    pub fn fault(&self) -> Option<FabricError> {
+    pub(crate) fn fault(&self) -> Option<LinkFault> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Sends the values of `x` to rank `to`.
+    /// Sends the values of `x` to rank `to`, if all of them are finite.
     pub(crate) fn send(&self, to: Rank, tag: Tag, x: &Payload) -> Result<()> {
+        let is_finite = match x {
+            Payload::F32(values) => model::finite::all(values),
+            Payload::F64(values) => values.iter().all(|value| value.is_finite()),
+            Payload::Bytes(_) => true,
+        };
+        if !is_finite {
+            return self.keep(Err(LinkFault::NotFinite(tag)));
+        }
         self.keep(self.fabric.send(to, fabric::Tag(tag.pack()), x.clone()))
     }
 
@@ -70,11 +90,12 @@ impl<'a> Link<'a> {
             Payload::F64(_) => "f64 values",
             Payload::Bytes(_) => "bytes",
         };
-        self.keep(Err(FabricError::Type { peer, expected, found }))
+        self.keep(Err(LinkFault::from(FabricError::Type { peer, expected, found })))
     }
 
-    fn keep<T>(&self, result: std::result::Result<T, FabricError>) -> Result<T> {
+    fn keep<T>(&self, result: std::result::Result<T, impl Into<LinkFault>>) -> Result<T> {
         result.map_err(|error| {
+            let error: LinkFault = error.into();
             let message = error.to_string();
             self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             candle_core::Error::Msg(message)
