@@ -41,11 +41,13 @@ pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
         target.check()?;
         Preview::new(args.preview_every, target)?;
     }
-    if args.workers > 1 {
-        return split::run(&args, &requests, &targets);
+    if args.workers == 1 {
+        engine.check_size(size)?;
     }
-    engine.check_size(size)?;
     let noise = args.latents.as_deref().map(|path| Latents::read(path, engine.latent(size))).transpose()?;
+    if args.workers > 1 {
+        return split::run(&args, &requests, &targets, noise);
+    }
     interrupt::listen()?;
 
     let mut job = Job { args: &args, model: engine.load()?, noise, warnings: Vec::new() };
@@ -68,11 +70,9 @@ pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
 
 /// Refuses flags that cannot go together.
 fn check(args: &RenderArgs) -> Result<(), Stop> {
-    if args.workers > 1 {
-        let alone = [("--latents", args.latents.is_some()), ("--preview-every", args.preview_every > 0)];
-        if let Some((flag, _)) = alone.into_iter().find(|(_, is_given)| *is_given) {
-            return Err(Stop::Usage(format!("{flag} is for one worker: leave it or --workers {} out", args.workers)));
-        }
+    if args.workers > 1 && args.preview_every > 0 {
+        let fault = format!("--preview-every is for one worker: leave it or --workers {} out", args.workers);
+        return Err(Stop::Usage(fault));
     }
     if args.latents.is_some() && args.picture.count > 1 {
         let fault = "--latents gives the noise of one picture: leave --count out";

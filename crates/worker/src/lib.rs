@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use candle_core::Tensor;
 use fabric::grpc::Port;
 use plan::WorkerId;
 use rayon::ThreadPool;
@@ -40,6 +41,17 @@ pub struct Config {
     pub address: String,
     /// Cores it computes on.
     pub threads: usize,
+    /// Stands in for the seed's noise in every picture; for a farm that serves one request alone.
+    pub noise: Option<Noise>,
+}
+
+/// Noise to begin with.
+#[derive(Debug, Clone)]
+pub struct Noise {
+    /// `[1, 4, rows, cols]` f32.
+    pub tensor: Tensor,
+    /// Hash of its values, for the picture's metadata.
+    pub sha256: String,
 }
 
 /// How far the end has come.
@@ -64,6 +76,7 @@ pub struct Worker {
     address: String,
     pools: Arc<[ThreadPool; 2]>,
     flop_per_s: f64,
+    noise: Option<Noise>,
 }
 
 impl Worker {
@@ -96,6 +109,7 @@ impl Worker {
             address: config.address,
             pools: Arc::new(pools),
             flop_per_s,
+            noise: config.noise,
         })
     }
 

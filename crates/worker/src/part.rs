@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use wire::v1;
 use wire::v1::session_request::Message;
 
+use crate::Noise;
 use crate::checkpoint;
 use crate::desk::Desk;
 use crate::image;
@@ -27,6 +28,7 @@ pub(crate) struct Tools {
     pub(crate) channel: Channel,
     pub(crate) pools: Arc<[ThreadPool; 2]>,
     pub(crate) runtime: Handle,
+    pub(crate) noise: Option<Noise>,
 }
 
 /// Why a part ended without its work.
@@ -70,7 +72,13 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
     let spec = renderer.folder().spec();
     let latent = assignment.request.size.latent(spec.vae.factor());
     let start = if assignment.n_steps_done == 0 {
-        Start::Seed
+        match &tools.noise {
+            Some(noise) => {
+                let latents = noise.tensor.squeeze(0).map_err(RankError::from)?;
+                Start::Checkpoint { latents, clean: None }
+            }
+            None => Start::Seed,
+        }
     } else {
         let fetched = checkpoint::fetch(tools.channel.clone(), assignment.epoch, latent);
         tools.runtime.block_on(fetched).map_err(|status| Fault {
@@ -97,7 +105,8 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
                 sha256: assignment.model.weights_sha256.clone(),
             };
             let kind = assignment.artifact;
-            let metadata = Metadata::of(&assignment.request, image::bit_depth(kind), model, None);
+            let latents = tools.noise.as_ref().map(|noise| noise.sha256.clone());
+            let metadata = Metadata::of(&assignment.request, image::bit_depth(kind), model, latents);
             let bytes = image::encode(&rendered, kind, &metadata).map_err(|error| Fault {
                 cause: Cause::Bug,
                 message: format!("the picture could not be written: {error:#}"),

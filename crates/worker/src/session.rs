@@ -57,6 +57,7 @@ impl Stay {
             port: Arc::clone(&worker.port),
             channel: worker.channel.clone(),
             pools: Arc::clone(&worker.pools),
+            noise: worker.noise.clone(),
             runtime: tokio::runtime::Handle::current(),
         };
         let reports = mpsc::channel(MOST_REPORTS);

@@ -6,22 +6,30 @@ use std::time::Instant;
 use plan::RenderRequest;
 use serde_json::json;
 use wire::convert;
+use worker::Noise;
 
 use crate::args::RenderArgs;
 use crate::client::{Client, Watched};
 use crate::engine::n_threads;
 use crate::exit::{Outcome, Stop};
 use crate::farm::PrivateFarm;
+use crate::latents::Latents;
 use crate::output::Target;
 use crate::progress::StepBar;
 use crate::{interrupt, models, terminal};
 
-/// Renders each request into its target.
-pub(super) fn run(args: &RenderArgs, requests: &[RenderRequest], targets: &[Target]) -> anyhow::Result<Outcome> {
+/// Renders each request into its target, from `noise` if it is given.
+pub(super) fn run(
+    args: &RenderArgs,
+    requests: &[RenderRequest],
+    targets: &[Target],
+    noise: Option<Latents>,
+) -> anyhow::Result<Outcome> {
     let dir = models::find(&args.picture.model)?;
     let base = args.base.as_deref().map(models::find).transpose()?;
     interrupt::listen()?;
-    let farm = PrivateFarm::start(&dir, base.as_deref(), args.workers, n_threads(&args.threads))?;
+    let noise = noise.map(|Latents { tensor, sha256 }| Noise { tensor, sha256 });
+    let farm = PrivateFarm::start(&dir, base.as_deref(), (args.workers, n_threads(&args.threads)), noise)?;
     farm.runtime().block_on(async {
         let mut client = Client::connect(&farm.url()).await?;
         let name = model::ModelFolder::open(&dir, base.as_deref()).map(|folder| folder.name().to_owned());
