@@ -1,7 +1,8 @@
 //! Where a rank at work and its session meet: flags going in, rows and reports coming out.
 //!
-//! Rows of one step may be under way while the next is computed, and no more: a kill then costs one step. But a rank
-//! goes on while the coordinator is away, and then only the newest rows matter.
+//! Rows of one step may be under way while the next is computed; that one counts as done, and the one behind it begins,
+//! only when those rows are kept: a kill then costs one step that was done. But a rank goes on while the coordinator is
+//! away, and then only the newest rows matter.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -184,3 +185,6 @@ impl Watch for Desk {
         self.port.abort(self.epoch);
     }
 }
+
+#[cfg(test)]
+mod tests;

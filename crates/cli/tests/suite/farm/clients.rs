@@ -1,0 +1,123 @@
+//! What clients of a farm do: ask, list, cancel, vanish.
+
+use super::{Farm, PICTURE, Watch, check_steps, is_running, step};
+use crate::desk::Desk;
+
+#[test]
+fn jobs_are_listed_cancelled_retried_and_told_apart() {
+    let farm = Farm::start();
+    let same = |seed: &str| {
+        let flags = ["--seed", seed, "--request-id", "shot-1"];
+        farm.call(&[&["submit"], &PICTURE[..], &flags].concat())
+    };
+    let job = same("1").quiet().stdout.trim().to_owned();
+    assert_eq!(same("1").quiet().stdout.trim(), job, "the same name and wish are the same job");
+    same("2").refused(2, &["request id `shot-1`", "choose another id"]);
+    let get = farm.call(&["get", &job, "--json"]).quiet().json();
+    assert_eq!((get["state"].as_str(), get["images"][0]["step"].as_u64()), (Some("QUEUED"), Some(0)));
+    assert_eq!(farm.call(&["cancel", &job]).quiet().stdout.lines().count(), 2);
+    assert_eq!(farm.call(&["wait", &job]).code, Some(6));
+    farm.call(&["cancel", &job]).refused(1, &["is over already"]);
+    let _worker = farm.worker("a");
+    farm.call(&["retry", &job]).quiet();
+    assert_eq!(farm.call(&["wait", &job]).code, Some(0));
+    farm.check_picture(&job, 1);
+    assert!(farm.call(&["list"]).quiet().stdout.starts_with(&format!("{job} DONE 1/1")));
+    farm.call(&["get", "nothing"]).refused(3, &["job `nothing` is not known", "fresco list"]);
+    farm.call(&["download", "nothing"]).refused(3, &["job `nothing` is not known"]);
+}
+
+#[test]
+fn a_picture_cancelled_while_it_is_made_or_decoded_leaves_its_workers_free() {
+    // A decode that is far from over when it is cancelled.
+    const LARGE: [&str; 5] = ["a calm sea at dawn", "--size", "1024x1024", "--steps", "1"];
+    let farm = Farm::start();
+    let _workers = [farm.worker("a"), farm.worker("b")];
+    let in_a_step = farm.submit(11);
+    assert!(farm.watch(&in_a_step).until(|event| is_running(event) && step(event) >= 2));
+    let in_the_decode = farm.call(&[&["submit"], &LARGE[..]].concat()).quiet().stdout.trim().to_owned();
+    assert_eq!(farm.call(&["cancel", &in_a_step]).code, Some(0));
+    let mut watch = farm.watch(&in_the_decode);
+    // The event behind the last step's says that the decode has begun.
+    assert!(watch.until(|event| is_running(event) && step(event) == 1));
+    assert!(watch.until(is_running), "it was done before");
+    assert_eq!(farm.call(&["cancel", &in_the_decode]).code, Some(0));
+    let next = farm.submit(12);
+    check_steps(farm.watch(&next).rest());
+    farm.check_picture(&next, 12);
+    for job in [in_a_step, in_the_decode] {
+        assert_eq!(farm.call(&["wait", &job]).code, Some(6), "it stays cancelled");
+    }
+}
+
+/// Connections, files and the like that a process has open.
+fn n_open(process: &super::Process) -> usize {
+    let open = format!("/proc/{}/fd", process.child.id());
+    std::fs::read_dir(open).expect("the process is there").count()
+}
+
+#[test]
+fn watchers_that_vanish_leave_nothing_behind_and_disturb_neither_job_nor_others() {
+    const N_VANISHING: usize = 12;
+    let farm = Farm::start();
+    let coordinator = farm.coordinator.as_ref().expect("it runs");
+    let first = farm.submit(16);
+    let mut steady = farm.watch(&first);
+    assert!(steady.until(|_| true), "the first event is what is true now");
+    let n_before = n_open(coordinator);
+    let mut vanishing: Vec<Watch> = (0..N_VANISHING).map(|_| farm.watch(&first)).collect();
+    for watch in &mut vanishing {
+        assert!(watch.until(|_| true));
+    }
+    assert!(n_open(coordinator) >= n_before + N_VANISHING);
+    let (at_once, amid) = vanishing.split_at_mut(N_VANISHING / 2);
+    at_once.iter().for_each(|watch| watch.process.signal("-KILL"));
+    let worker = farm.worker("a");
+    assert!(steady.until(|event| is_running(event) && step(event) >= 2));
+    amid.iter().for_each(|watch| watch.process.signal("-KILL"));
+    check_steps(steady.rest());
+    farm.check_picture(&first, 16);
+    // The worker's connections are not a watcher's.
+    worker.kill();
+    let last = farm.submit(17);
+    let mut watch = farm.watch(&last);
+    assert!(watch.until(|event| super::says(event, "waits for a worker")));
+    drop(watch);
+    // The steady watcher is gone too; each call here is a connection that comes and goes.
+    let is_back = (0..100).any(|_| {
+        farm.call(&["get", &last]).quiet();
+        n_open(coordinator) <= n_before
+    });
+    assert!(is_back, "{} are open, {n_before} were", n_open(coordinator));
+}
+
+#[test]
+fn a_farm_that_is_not_there_is_said_in_one_line() {
+    let desk = Desk::new();
+    desk.fresco(&["list", "--coordinator", "http://127.0.0.1:9"]).refused(9, &["http://127.0.0.1:9", "fresco serve"]);
+    desk.fresco(&["list", "--coordinator", "nonsense at all"]).refused(2, &["nonsense at all"]);
+    desk.fresco(&["coordinator", "--store", "etcd:x"]).refused(2, &["redb:PATH"]);
+    desk.fresco(&["coordinator", "--artifacts", "s3://x"]).refused(2, &["file:DIR"]);
+}
+
+#[test]
+fn one_process_with_many_workers_draws_the_bytes_of_one() {
+    let desk = Desk::new();
+    for size in ["128x64", "112x240"] {
+        let flags = ["render", "a deep canyon at noon", "--size", size, "--steps", "3", "--force"];
+        desk.fresco(&[&flags[..], &["--out", "1.png"]].concat()).quiet();
+        for workers in ["2", "3", "4"] {
+            desk.fresco(&[&flags[..], &["--out", "n.png", "--workers", workers]].concat()).quiet();
+            assert!(desk.read("1.png") == desk.read("n.png"), "{workers} workers, {size}: other bytes");
+        }
+    }
+    let latents =
+        ["render", "a deep canyon at noon", "--size", "112x240", "--steps", "2", "--latents", "1.safetensors"];
+    desk.fresco(&["render", "a pine forest", "--size", "112x240", "--steps", "1", "--out", "1.safetensors"]).quiet();
+    let [one, many] = ["one.png", "many.png"].map(|out| [&latents[..], &["--out", out, "--workers"]].concat());
+    desk.fresco(&[&one[..], &["1"]].concat()).quiet();
+    desk.fresco(&[&many[..], &["3"]].concat()).quiet();
+    assert!(desk.read("one.png") == desk.read("many.png"), "noise from a file: other bytes");
+    let both = ["render", "x", "--workers", "2", "--preview-every", "1"];
+    desk.fresco(&both).refused(2, &["--preview-every", "--workers 2"]);
+}
