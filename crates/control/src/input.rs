@@ -84,6 +84,6 @@ pub enum Input {
     Finished { worker: WorkerId, session: SessionId, epoch: Epoch, artifact: ArtifactRef },
     /// A rank gave up.
     Failed { worker: WorkerId, session: SessionId, epoch: Epoch, cause: Cause, message: String },
-    /// The picture could not be kept yet; its worker tries again.
+    /// The picture or a checkpoint of it could not be kept yet; its worker tries again.
     ArtifactRefused { epoch: Epoch, message: String },
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -78,8 +79,9 @@ pub(crate) enum PutError {
     #[error("epoch {0} is over")]
     Over(Epoch),
     /// They could not be written.
-    #[error("the checkpoint cannot be kept: {0}")]
-    Disk(#[from] std::io::Error),
+    #[error("the checkpoint cannot be kept in {folder}: {error}: make room, it is tried again")]
+    #[allow(missing_docs)]
+    Disk { folder: String, error: io::Error },
 }
 
 impl Checkpoints {
@@ -143,8 +145,9 @@ impl Checkpoints {
             step.bytes.clone()
         };
         // Named after its image, so that what a crash leaves behind goes with the image.
-        let partial = tempfile::Builder::new().prefix(&prefix(image)).suffix(".partial").tempfile_in(&self.folder)?;
-        fs::write(partial.path(), whole)?;
+        let partial = tempfile::Builder::new().prefix(&prefix(image)).suffix(".partial").tempfile_in(&self.folder);
+        let partial = partial.map_err(|error| self.disk(error))?;
+        fs::write(partial.path(), whole).map_err(|error| self.disk(error))?;
         self.keep(image, epoch, n, partial)?;
         Ok(true)
     }
@@ -153,7 +156,7 @@ impl Checkpoints {
     fn keep(&self, image: &ImageId, epoch: Epoch, n_steps_done: usize, partial: NamedTempFile) -> Result<(), PutError> {
         let mut images = self.images();
         let steps = steps_of(&mut images, image, epoch)?;
-        partial.persist(self.path(image, n_steps_done)).map_err(|refused| refused.error)?;
+        partial.persist(self.path(image, n_steps_done)).map_err(|refused| self.disk(refused.error))?;
         if let Some(step) = steps.get_mut(&n_steps_done) {
             step.is_kept = true;
         }
@@ -161,6 +164,10 @@ impl Checkpoints {
         drop(images);
         self.changed.notify_waiters();
         Ok(())
+    }
+
+    fn disk(&self, error: io::Error) -> PutError {
+        PutError::Disk { folder: self.folder.display().to_string(), error }
     }
 
     fn forget_older(&self, image: &ImageId, steps: &mut BTreeMap<usize, Step>, n_steps_done: usize) {

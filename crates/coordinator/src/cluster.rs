@@ -145,10 +145,15 @@ impl ClusterService for Members {
         let of = image.clone();
         let put = tokio::task::spawn_blocking(move || checkpoints.put(&of, epoch, place, &bytes)).await;
         let put = put.map_err(|_| Status::internal("the checkpoint's thread died"))?;
-        let is_whole = put.map_err(|error| match error {
-            PutError::Over(_) => over(&error),
-            PutError::Disk(_) => Status::unavailable(error.to_string()),
-        })?;
+        let is_whole = match put {
+            Ok(is_whole) => is_whole,
+            Err(error @ PutError::Over(_)) => return Err(over(&error)),
+            Err(error @ PutError::Disk { .. }) => {
+                tracing::error!(%error, "no room for a checkpoint");
+                self.desk.tell(Input::ArtifactRefused { epoch, message: error.to_string() }).await?;
+                return Err(status(Code::Unavailable, "CHECKPOINT_DISK", error.to_string(), None, None));
+            }
+        };
         self.metrics.rows_kept(place.n_bytes() as u64);
         if is_whole {
             self.desk.tell(Input::StepKept { epoch, n_steps_done }).await?;

@@ -5,8 +5,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -181,6 +181,21 @@ impl Watch {
             }
         }
         false
+    }
+
+    /// Reads on for a while; true unless the job was over in it.
+    fn read_for(&mut self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        loop {
+            match self.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok((time, event)) => {
+                    self.seen.push(event);
+                    self.times.push(time);
+                }
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
     }
 
     fn rest(&mut self) -> &[Value] {

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use super::{Farm, LEASE_MS, Process, STEPS, Watch, check_steps, epoch, is_running, metric, says, step};
 
 const N_WORKERS: u64 = 3;
+/// About as long as a step takes.
+const STEP_MS: u64 = 100;
 
 /// SplitMix64, so that a run can be repeated.
 struct Random(u64);
@@ -83,7 +85,9 @@ fn workers_killed_at_any_step_and_in_the_decode_leave_the_bytes_and_cost_one_ste
         let mut watch = farm.watch(&job);
         // Behind the last step the picture is being decoded.
         let (at, victim) = (random.below(STEPS + 1), random.below(N_WORKERS) as usize);
-        if watch.until(|event| is_running(event) && step(event) >= at) {
+        // Anywhere in the step that follows.
+        let into = Duration::from_millis(random.below(STEP_MS));
+        if watch.until(|event| is_running(event) && step(event) >= at) && watch.read_for(into) {
             let killed = Instant::now();
             workers.remove(victim).process.kill();
             let replacement = worker();
@@ -94,7 +98,8 @@ fn workers_killed_at_any_step_and_in_the_decode_leave_the_bytes_and_cost_one_ste
             let n_repeated = taken.map(|n| n.saturating_sub(STEPS)).max().unwrap_or(0);
             most_repeated = most_repeated.max(n_repeated);
             workers.push(replacement);
-            print!("kill {n_killed}: picture {picture_seed}, worker {victim}, step {at}, repeated {n_repeated}");
+            let when = format!("{} ms behind step {at}", into.as_millis());
+            print!("kill {n_killed}: picture {picture_seed}, worker {victim}, {when}, repeated {n_repeated}");
             match gap(&watch, killed) {
                 Some((gap, limit)) => {
                     println!(", {} ms to stepping again, at most {} ms", gap.as_millis(), limit.as_millis());

@@ -8,20 +8,29 @@ use safetensors::{Dtype, SafeTensors};
 use super::{Farm, check_order, check_steps, is_running, says, step};
 use crate::desk::{safetensors_file, tensors};
 
-#[test]
-fn a_picture_the_disk_has_no_room_for_is_kept_until_it_has() {
+/// Takes a folder of the coordinator away while a picture is made, until it has said so, and gives it back.
+fn check_without(folder: &str, seed: u64) {
     let farm = Farm::start();
-    let pictures = farm.desk.path("data/pictures");
+    let [folder, aside] = [folder, "data/aside"].map(|name| farm.desk.path(name));
     let _worker = farm.worker("a");
-    let job = farm.submit(14);
+    let job = farm.submit(seed);
     let mut watch = farm.watch(&job);
     assert!(watch.until(|event| is_running(event) && step(event) >= 1));
-    let aside = farm.desk.path("data/aside");
-    std::fs::rename(&pictures, &aside).expect("a folder can be renamed");
+    std::fs::rename(&folder, &aside).expect("a folder can be renamed");
     assert!(watch.until(|event| says(event, "make room")));
-    std::fs::rename(&aside, &pictures).expect("a folder can be renamed");
+    std::fs::rename(&aside, &folder).expect("a folder can be renamed");
     check_steps(watch.rest());
-    farm.check_picture(&job, 14);
+    farm.check_picture(&job, seed);
+}
+
+#[test]
+fn a_picture_the_disk_has_no_room_for_is_kept_until_it_has() {
+    check_without("data/pictures", 14);
+}
+
+#[test]
+fn a_picture_whose_checkpoints_the_disk_has_no_room_for_waits_and_says_so() {
+    check_without("data/checkpoints", 22);
 }
 
 const WEIGHTS: &str = "transformer/diffusion_pytorch_model.safetensors";
