@@ -1,4 +1,5 @@
 //! A real worker at a coordinator that is slow to keep rows.
+#![forbid(unsafe_code)]
 
 use std::path::Path;
 use std::pin::Pin;
