@@ -14,8 +14,7 @@ use crate::bench::BenchArgs;
 mod farm;
 
 pub(crate) use farm::{
-    DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
-    WorkerCommand,
+    DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs, WorkerCommand,
 };
 
 const EXAMPLES: &str = "\

@@ -2,6 +2,9 @@
 //!
 //! Leaves out comparisons with other programs, which live in `benches/compare`.
 
+mod link;
+mod scale;
+
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use plan::ImageSize;
@@ -18,6 +21,7 @@ Examples:
   fresco bench block --tokens 4096 --threads 2
   fresco bench vae --size 1024x1024 --json
   fresco bench scale --runs 9
+  fresco bench link --bytes 1048576,67108864
   fresco bench attention --queries 4096 --keys 1024")]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
@@ -36,31 +40,9 @@ pub(crate) enum BenchCommand {
     /// Attention alone
     Attention(AttentionArgs),
     /// Two workers of one thread against one, over loopback gRPC: blocks, then the decode
-    Scale(ScaleArgs),
-}
-
-/// Flags of `bench scale`; the defaults are XL/2's width and SDXL's decoder.
-#[derive(Debug, Args)]
-pub(crate) struct ScaleArgs {
-    /// Transformer blocks
-    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub(crate) blocks: u32,
-
-    /// Tokens of the picture, a square number
-    #[arg(long, value_name = "N", default_value = "1024", value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
-    pub(crate) tokens: u32,
-
-    /// Picture to decode
-    #[arg(long, value_name = "WxH", default_value = "512x512")]
-    pub(crate) size: ImageSize,
-
-    /// How many runs of each, in turn; medians are reported
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub(crate) runs: u32,
-
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
+    Scale(scale::ScaleArgs),
+    /// Two ranks in two processes: tensors one way and both ways, empty exchanges
+    Link(link::LinkArgs),
 }
 
 /// How often and on how many cores.
@@ -166,7 +148,8 @@ pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
             let what = format!("decode of {} with widths {widths:?}", args.size);
             measure_and_show(&args.run, &what, |runs| measure::decode(args.size, &widths, 2, groups, runs))
         }
-        BenchCommand::Scale(args) => scale(&args),
+        BenchCommand::Scale(args) => scale::run(&args),
+        BenchCommand::Link(args) => link::run(&args),
         BenchCommand::Attention(args) => {
             let [queries, keys, heads, width] =
                 [args.queries, args.keys, args.heads, args.head_width].map(|value| value as usize);
@@ -174,38 +157,6 @@ pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
             measure_and_show(&args.run, &what, |runs| measure::attention(queries, keys, heads, width, runs))
         }
     }
-}
-
-/// Strong scaling of denoising and decoding.
-fn scale(args: &ScaleArgs) -> anyhow::Result<()> {
-    let runs = args.runs as usize;
-    let parts = [
-        (
-            format!("{} blocks, {} tokens, both branches", args.blocks, args.tokens),
-            measure::scale::blocks(args.blocks as usize, args.tokens as usize, runs)?,
-        ),
-        (format!("decode of {}", args.size), measure::scale::decode(args.size, runs)?),
-    ];
-    let median = |seconds: &[f64]| {
-        let mut sorted = seconds.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
-    };
-    for (what, scale) in &parts {
-        let (one, two) = (median(&scale.one), median(&scale.two));
-        if args.json {
-            terminal::say_json(&serde_json::json!({
-                "what": what, "one_worker_seconds": scale.one, "two_workers_seconds": scale.two,
-                "speedup": one / two, "wait_share": scale.wait_share, "numeric_class": model::numeric_class(),
-            }))?;
-        } else {
-            let (speedup, wait) = (one / two, 100.0 * scale.wait_share);
-            terminal::say(&format!(
-                "{what}: one worker {one:.3} s, two {two:.3} s, {speedup:.2}x, {wait:.1} % of it waiting; equal bytes"
-            ))?;
-        }
-    }
-    Ok(())
 }
 
 fn gcd(a: usize, b: usize) -> usize {

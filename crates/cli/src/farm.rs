@@ -88,8 +88,13 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
         format!("{}-{}", sysinfo::System::host_name().unwrap_or_else(|| "worker".into()), std::process::id())
     });
     let address = args.advertise.unwrap_or_else(|| port.address().to_owned());
-    let config =
-        worker::Config { name, coordinator: args.farm.coordinator, address, threads: n_threads(&args.threads), noise: None };
+    let config = worker::Config {
+        name,
+        coordinator: args.farm.coordinator,
+        address,
+        threads: n_threads(&args.threads),
+        noise: None,
+    };
     let registry = telemetry::registry("worker").context("make metrics")?;
     let metrics = Metrics::register(&registry).context("make metrics")?;
     runtime()?.block_on(async {

@@ -2,6 +2,7 @@
 //!
 //! Leaves out how results are shown. Every measurement warms up once, which is not counted.
 
+pub(crate) mod link;
 pub(crate) mod scale;
 
 use std::ops::ControlFlow;

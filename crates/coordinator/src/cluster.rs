@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use wire::v1::cluster_service_server::ClusterService;
 use wire::v1::session_request::Message as Report;
-use wire::{convert, v1};
+use wire::{checksum, convert, v1};
 
 use crate::artifact::{ArtifactError, Artifacts};
 use crate::checkpoint::{Checkpoints, Place, PutError};
@@ -138,7 +138,7 @@ impl ClusterService for Members {
                 break;
             }
         }
-        if bytes.len() != place.n_bytes() || crc32c::crc32c(&bytes) != crc32c {
+        if bytes.len() != place.n_bytes() || checksum::crc32c(&bytes) != crc32c {
             return Err(Status::data_loss(format!("rows of {} bytes are damaged", bytes.len())));
         }
         let (checkpoints, bytes) = (Arc::clone(&self.checkpoints), bytes.freeze());
@@ -179,7 +179,7 @@ impl ClusterService for Members {
         let missing = format!("image {image} has no checkpoint behind step {n_steps_done}");
         let found = tokio::task::spawn_blocking(move || checkpoints.get(&image, n_steps_done)).await;
         let bytes = found.ok().flatten().ok_or_else(|| Status::not_found(missing))?;
-        let crc32c = crc32c::crc32c(&bytes);
+        let crc32c = checksum::crc32c(&bytes);
         let n = bytes.len().div_ceil(CHUNK_BYTES).max(1);
         let parts = (0..n).map(move |idx| {
             let chunk: Bytes = bytes.slice(idx * CHUNK_BYTES..((idx + 1) * CHUNK_BYTES).min(bytes.len()));

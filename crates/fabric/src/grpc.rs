@@ -35,6 +35,7 @@ use outbox::Outbox;
 use socket::{Address, Listener};
 
 use crate::seat::{Seat, lock};
+use crate::spares::Spares;
 use crate::{Fabric, FabricError, Payload, Tag};
 
 /// Why a port could not be bound.
@@ -63,6 +64,7 @@ struct Shared {
     config: PortConfig,
     tally: Tally,
     arrivals: Arrivals,
+    spares: Spares,
     /// By the peer process's address.
     outboxes: Mutex<BTreeMap<String, Arc<Outbox>>>,
     runtime: Handle,
@@ -80,6 +82,7 @@ impl Port {
         let listener = runtime.block_on(Listener::bind(&address)).map_err(listen)?;
         let bound = listener.address().map_err(listen)?.to_string();
         let shared = Arc::new(Shared {
+            spares: Spares::new(config.spare_limit_bytes),
             config,
             tally: Tally::default(),
             arrivals: Arrivals::default(),
@@ -129,6 +132,7 @@ impl Port {
     pub fn abort(&self, epoch: Epoch) {
         self.shared.arrivals.abort(epoch);
         self.shared.abort_outboxes(epoch);
+        self.shared.spare_if_busy();
     }
 
     /// Waits, at most for `time`, until all that was sent is known to have come. True if it has.
@@ -162,6 +166,13 @@ impl Drop for Port {
 }
 
 impl Shared {
+    /// Keeps no memory back while no epoch is open.
+    fn spare_if_busy(&self) {
+        if !self.arrivals.is_busy() {
+            self.spares.clear();
+        }
+    }
+
     fn abort_outboxes(&self, epoch: Epoch) {
         lock(&self.outboxes).values().for_each(|outbox| outbox.abort(epoch));
     }
@@ -264,6 +275,7 @@ impl Fabric for View {
 impl Drop for View {
     fn drop(&mut self) {
         self.shared.arrivals.leave(self.epoch, self.rank);
+        self.shared.spare_if_busy();
         let mut left: Vec<&Arc<Outbox>> = Vec::new();
         for route in &self.routes {
             let Route::To(outbox) = route else { continue };

@@ -10,6 +10,7 @@ pub mod grpc;
 pub mod local;
 mod payload;
 mod seat;
+mod spares;
 
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ use plan::{Epoch, Rank};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(pub u64);
 
-/// The numbers of one tensor. Cloning shares them.
+/// The numbers of one tensor. Cloning shares them; a port keeps a share of large ones it received, to write to the
+/// memory again once it has the only one.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Payload {
     /// f32 values.

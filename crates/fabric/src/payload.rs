@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::Payload;
+use crate::spares::Spares;
 
 #[cfg(target_endian = "big")]
 compile_error!("payloads travel as they lie in memory, which must be little-endian");
@@ -81,11 +82,11 @@ pub(crate) enum Destination {
 
 impl Destination {
     /// Memory for `n_bytes`, which are whole numbers of `dtype`: the caller has checked that, and the limit.
-    pub(crate) fn new(dtype: Dtype, n_bytes: usize) -> Self {
+    pub(crate) fn new(dtype: Dtype, n_bytes: usize, spares: &Spares) -> Self {
         let n = n_bytes / dtype.size_bytes();
         match dtype {
             Dtype::Bytes => Self::Bytes(vec![0; n]),
-            Dtype::F32 => Self::F32(vec![0.0; n]),
+            Dtype::F32 => Self::F32(spares.take(n)),
             Dtype::F64 => Self::F64(vec![0.0; n]),
         }
     }
@@ -98,10 +99,10 @@ impl Destination {
         }
     }
 
-    pub(crate) fn into_payload(self) -> Payload {
+    pub(crate) fn into_payload(self, spares: &Spares) -> Payload {
         match self {
             Self::Bytes(bytes) => Payload::Bytes(bytes.into()),
-            Self::F32(values) => Payload::F32(Arc::new(values)),
+            Self::F32(values) => Payload::F32(spares.lend(values)),
             Self::F64(values) => Payload::F64(Arc::new(values)),
         }
     }

@@ -3,6 +3,7 @@
 //! The messages are documented in `proto/fresco/v1`; what is generated from them is not documented again.
 #![forbid(unsafe_code)]
 
+pub mod checksum;
 pub mod convert;
 
 /// Messages, clients and servers of the package `fresco.v1`.

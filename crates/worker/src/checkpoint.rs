@@ -10,8 +10,8 @@ use parallel::{Start, StepRows};
 use plan::{Epoch, LatentSize};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use wire::v1;
 use wire::v1::cluster_service_client::ClusterServiceClient;
+use wire::{checksum, v1};
 
 use crate::desk::Desk;
 
@@ -47,7 +47,7 @@ fn parts_of(desk: &Desk, rows: &StepRows) -> Vec<v1::PutCheckpointRequest> {
     let mut parts: Vec<_> =
         chunks(&bytes).map(|chunk| v1::PutCheckpointRequest { chunk, ..v1::PutCheckpointRequest::default() }).collect();
     if let Some(last) = parts.last_mut() {
-        last.crc32c = crc32c::crc32c(&bytes);
+        last.crc32c = checksum::crc32c(&bytes);
     }
     if let Some(first) = parts.first_mut() {
         first.epoch = desk.epoch.0;
@@ -78,7 +78,7 @@ pub(crate) async fn fetch(channel: Channel, epoch: Epoch, latent: LatentSize) ->
             return Err(Status::data_loss(format!("a checkpoint of more than {} bytes", 8 * n_values)));
         }
     }
-    if bytes.len() != 8 * n_values || crc32c::crc32c(&bytes) != expected_crc {
+    if bytes.len() != 8 * n_values || checksum::crc32c(&bytes) != expected_crc {
         return Err(Status::data_loss(format!("a checkpoint of {} bytes is damaged", bytes.len())));
     }
     let tensor = |bytes: &[u8]| {

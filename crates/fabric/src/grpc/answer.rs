@@ -12,6 +12,7 @@ use http_body::{Body, Frame};
 use plan::{Epoch, Rank};
 use prost::Message as _;
 use tokio::time::Sleep;
+use wire::checksum;
 use wire::v1::ExchangeResponse;
 use wire::v1::exchange_response::Kind;
 
@@ -37,14 +38,14 @@ pub(crate) fn answer(kind: Kind, link: LinkKey, sequence: u64, limit_bytes: u64)
 }
 
 fn put_answer(out: &mut BytesMut, mut answer: ExchangeResponse) {
-    answer.crc32c = checksum(&answer);
+    answer.crc32c = checksum_of(&answer);
     out.put_u8(0);
     out.put_u32(answer.encoded_len() as u32);
     out.extend_from_slice(&answer.encode_to_vec());
 }
 
-fn checksum(answer: &ExchangeResponse) -> u32 {
-    crc32c::crc32c(&ExchangeResponse { crc32c: 0, ..*answer }.encode_to_vec())
+fn checksum_of(answer: &ExchangeResponse) -> u32 {
+    checksum::crc32c(&ExchangeResponse { crc32c: 0, ..*answer }.encode_to_vec())
 }
 
 /// Reads an answer without gRPC's prefix; `None` if it does not match its checksum.
@@ -52,7 +53,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(ExchangeResponse, LinkKey)> {
     let answer = ExchangeResponse::decode(bytes).ok()?;
     let rank = |number: u32| u16::try_from(number).ok().map(Rank);
     let link = LinkKey { epoch: Epoch(answer.epoch), from: rank(answer.from)?, to: rank(answer.to)? };
-    (answer.crc32c == checksum(&answer)).then_some((answer, link))
+    (answer.crc32c == checksum_of(&answer)).then_some((answer, link))
 }
 
 /// Answers of one incoming stream that have not left. Receipts wait a little to leave together.

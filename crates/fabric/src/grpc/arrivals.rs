@@ -133,6 +133,11 @@ impl Arrivals {
         lock(&self.table).end(epoch);
     }
 
+    /// True while an epoch is open here.
+    pub(crate) fn is_busy(&self) -> bool {
+        !lock(&self.table).open.is_empty()
+    }
+
     /// Hands a tensor to a rank of this process.
     pub(crate) fn hand(&self, link: LinkKey, tag: Tag, payload: Payload) -> Result<(), FabricError> {
         let mut table = lock(&self.table);

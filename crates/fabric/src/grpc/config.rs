@@ -22,6 +22,8 @@ pub struct PortConfig {
     pub message_limit_bytes: u64,
     /// Bytes kept, in all, of epochs that are not open here yet. Beyond it they are dropped and sent again later.
     pub early_limit_bytes: u64,
+    /// Memory of received tensors kept to be written to again while an epoch is open, in bytes.
+    pub spare_limit_bytes: usize,
     /// How long a link may be without an answer before it asks for one.
     pub probe: Duration,
     /// How long an answer may wait for others to leave with it.
@@ -44,6 +46,7 @@ impl Default for PortConfig {
             credit_bytes: 64 << 20,
             message_limit_bytes: 1 << 30,
             early_limit_bytes: 256 << 20,
+            spare_limit_bytes: 128 << 20,
             probe: Duration::from_millis(200),
             answer_delay: Duration::from_millis(2),
             hello: Duration::from_secs(5),

@@ -5,6 +5,7 @@
 
 use bytes::{BufMut, BytesMut};
 use plan::{Epoch, Rank};
+use wire::checksum;
 use wire::v1::exchange_request as proto;
 
 use crate::Tag;
@@ -116,7 +117,7 @@ impl Header {
         put_enum(out, 10, dtype as u8);
         put_enum(out, 11, proto::Codec::Unspecified as u8);
         put_u64(out, 12, self.length);
-        let crc = crc32c::crc32c(&out[start..]);
+        let crc = checksum::crc32c(&out[start..]);
         put_u32(out, 13, crc);
 
         out.put_u8(PAYLOAD_KEY);
@@ -145,7 +146,7 @@ impl Header {
         let (tag, sequence) = (Tag(fields.u64(8)?), fields.u64(9)?);
         let (dtype, codec) = (fields.number(10)?, fields.number(11)?);
         let length = fields.u64(12)?;
-        let crc = crc32c::crc32c(&bytes[..CHECKED_BYTES]);
+        let crc = checksum::crc32c(&bytes[..CHECKED_BYTES]);
         if fields.u32(13)? != crc {
             return Err(HeaderError::Checksum);
         }
@@ -245,7 +246,7 @@ mod tests {
         let mut out = BytesMut::new();
         let crc = header.encode(&mut out);
         out.extend_from_slice(payload);
-        put_trailer(&mut out, crc32c::crc32c_append(crc, payload));
+        put_trailer(&mut out, checksum::append(crc, payload));
         out.to_vec()
     }
 

@@ -14,6 +14,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::Semaphore;
+use wire::checksum;
 
 use super::Shared;
 use super::answer::{AnswerBody, Answers};
@@ -189,7 +190,7 @@ async fn read_tensor(
     answers: &Arc<Answers>,
 ) -> Result<(), Ended> {
     // The header was judged: its length is within the limit.
-    let mut destination = Destination::new(header.dtype, header.length as usize);
+    let mut destination = Destination::new(header.dtype, header.length as usize, &shared.spares);
     let mut crc = crc;
     let mut memory = destination.memory();
     while !memory.is_empty() {
@@ -197,7 +198,7 @@ async fn read_tensor(
         let (into, rest) = std::mem::take(&mut memory).split_at_mut(piece.len());
         for (from, into) in piece.chunks(RUN_BYTES).zip(into.chunks_mut(RUN_BYTES)) {
             into.copy_from_slice(from);
-            crc = crc32c::crc32c_append(crc, from);
+            crc = checksum::append(crc, from);
         }
         memory = rest;
         if let Some(seat) = &seat {
@@ -207,7 +208,7 @@ async fn read_tensor(
     let found = decode_trailer(&reader.take().await?).ok_or(Ended::Malformed)?;
     if found == crc {
         shared.tally.received_bytes.add(header.length);
-        shared.arrivals.deliver(header, destination.into_payload(), answers, &shared.tally);
+        shared.arrivals.deliver(header, destination.into_payload(&shared.spares), answers, &shared.tally);
     } else {
         shared.tally.corrupt.add(1);
         shared.arrivals.spoilt(header.link, answers);

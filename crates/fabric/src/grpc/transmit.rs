@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use plan::{Epoch, Rank};
 use tokio::time::Sleep;
+use wire::checksum;
 
 use super::header::{Header, Kind, LinkKey, OVERHEAD_BYTES, TRAILER_BYTES, put_trailer};
 use super::outbox::{Message, Outbox};
@@ -94,7 +95,7 @@ impl RequestBody {
             piece.reserve(message.memory.len() + OVERHEAD_BYTES);
             let crc = message.header.encode(&mut piece);
             piece.extend_from_slice(&message.memory);
-            put_trailer(&mut piece, crc32c::crc32c_append(crc, &message.memory));
+            put_trailer(&mut piece, checksum::append(crc, &message.memory));
             if piece.len() > SMALL_BYTES {
                 return piece.freeze();
             }
@@ -113,7 +114,7 @@ impl Partial {
             return Ok((trailer.freeze(), true));
         }
         let mut piece = self.memory.split_to(piece_bytes.min(self.memory.len()));
-        self.crc = crc32c::crc32c_append(self.crc, &piece);
+        self.crc = checksum::append(self.crc, &piece);
         let sent = self.n_sent_bytes..self.n_sent_bytes + piece.len() as u64;
         match self.fate {
             Fate::Truncated(at) if sent.contains(&at) => return Err(BrokenOff),

@@ -50,19 +50,19 @@ impl Victim {
     }
 }
 
-/// From a kill to the next step behind it, and what that may take: the lease, a step, and half a second. None if no
+/// From a loss to the next step behind it, and what that may take: the lease, a step, and half a second. None if no
 /// step was left, or the victim had no share.
-fn gap(watch: &Watch, killed: Instant) -> Option<(Duration, Duration)> {
+pub(super) fn gap(watch: &Watch, since: Instant) -> Option<(Duration, Duration)> {
     let events = || watch.seen.iter().zip(&watch.times);
-    let (lost, _) = events().find(|(event, time)| **time >= killed && says(event, "was lost"))?;
+    let (lost, _) = events().find(|(event, time)| **time >= since && says(event, "was lost"))?;
     let is_behind = |event: &&serde_json::Value| step(event) > step(lost);
-    let (_, again) = events().find(|(event, time)| **time >= killed && is_behind(event))?;
+    let (_, again) = events().find(|(event, time)| **time >= since && is_behind(event))?;
     let one_step = events().zip(events().skip(1)).filter_map(|((before, began), (after, ended))| {
         let is_step = epoch(before) == epoch(after) && step(before) + 1 == step(after);
         is_step.then(|| *ended - *began)
     });
     let limit = Duration::from_millis(LEASE_MS + 500) + one_step.max()?;
-    Some((*again - killed, limit))
+    Some((*again - since, limit))
 }
 
 #[test]

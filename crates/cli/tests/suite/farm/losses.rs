@@ -1,7 +1,10 @@
 //! Workers and coordinators stopped, killed, drained and come back.
 
+use std::time::Instant;
+
 use serde_json::Value;
 
+use super::kills::gap;
 use super::{Farm, STEPS, check_order, check_steps, is_running, says, step};
 
 #[test]
@@ -11,10 +14,15 @@ fn a_worker_stopped_and_resumed_after_it_was_given_up_changes_nothing() {
     let job = farm.submit(5);
     let mut watch = farm.watch(&job);
     assert!(watch.until(|event| is_running(event) && step(event) >= 2));
+    // A silent worker is found by its lease, not by its connections.
+    let stopped = Instant::now();
     workers[1].signal("-STOP");
     assert!(watch.until(|event| says(event, "was lost")));
     workers[1].signal("-CONT");
     check_steps(watch.rest());
+    let (gap, limit) = gap(&watch, stopped).expect("it had a share, and steps are left");
+    println!("{} ms from the stop to stepping again, at most {} ms", gap.as_millis(), limit.as_millis());
+    assert!(gap <= limit, "the picture stood still for longer than a lease, a step and half a second");
     farm.check_picture(&job, 5);
 }
 
