@@ -80,20 +80,23 @@ mod tests {
         let spares = Spares::new(1 << 20);
         let first = spares.lend(vec![1.0; N]);
         let address = first.as_ptr();
-        assert_ne!(spares.take(N).as_ptr(), address, "it is in use");
+        let other = spares.take(N);
+        assert_ne!(other.as_ptr(), address, "it is in use");
         drop(first);
         let again = spares.take(N - 1);
         assert_eq!((again.as_ptr(), again.len()), (address, N - 1));
-        assert_ne!(spares.take(N).as_ptr(), address, "it is taken");
+        let other = spares.take(N);
+        assert_ne!(other.as_ptr(), address, "it is taken");
     }
 
     #[test]
     fn memory_much_too_large_is_left_for_others() {
         let spares = Spares::new(1 << 20);
         let address = spares.lend(vec![1.0; N]).as_ptr();
-        assert_ne!(spares.take(N / 2 - 1).as_ptr(), address);
-        assert_ne!(spares.take(N + 1).as_ptr(), address);
-        assert_eq!(spares.take(N).as_ptr(), address);
+        let [smaller, larger, equal] = [N / 2 - 1, N + 1, N].map(|n| spares.take(n));
+        assert_ne!(smaller.as_ptr(), address);
+        assert_ne!(larger.as_ptr(), address);
+        assert_eq!(equal.as_ptr(), address);
     }
 
     #[test]
