@@ -188,8 +188,11 @@ def play(farm, prometheus):
     code = farm.drain("w1", 1)
     check("the hook before a worker's end drains it", [f"it ended with {code}"] if code else [])
     farm.call("wait", left)
-    for idx in (0, 3):
-        prometheus.sees(farm.address(idx))
+    # A rate is of what changes between two scrapes.
+    for seed in (10, 11, 12):
+        farm.call("wait", farm.submit(seed, 1))
+        for idx in (0, 3):
+            prometheus.sees(farm.address(idx))
 
 
 def lint(promtool, farm):
