@@ -1,6 +1,6 @@
 """A farm of real processes under a real Prometheus: what the chart starts, starts; what the panels ask, is there.
 
-usage: farm.py PROGRAMS PROMETHEUS GOLDEN    PROGRAMS: the folder with `fresco`; GOLDEN: the chart with its own values
+usage: farm.py FRESCO PROMETHEUS GOLDEN    PROMETHEUS: a folder of programs; GOLDEN: the chart with its own values
 
 Coordinator and workers get arguments and environment from the rendered pods and nothing else, each an address of its
 own out of 127.0.0.0/8 with the ports of the chart. One worker is killed, one is drained the way its hook does it; then
@@ -93,9 +93,9 @@ def running(command, log, **options):
 class Farm:
     """What the chart would start, as processes."""
 
-    def __init__(self, programs, golden, folder, stack):
+    def __init__(self, program, golden, folder, stack):
         self.folder, self.stack = folder, stack
-        self.program = f"{programs}/fresco"
+        self.program = str(pathlib.Path(program).resolve())
         things = [thing for thing in yaml.safe_load_all(pathlib.Path(golden).read_text()) if thing]
         self.pods = {
             thing["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]:
@@ -206,11 +206,11 @@ def lint(promtool, farm):
         check(f"metrics of a {role} are named as Prometheus wants them", faults or [run.returncode] * run.returncode)
 
 
-def main(programs, prometheus_bin, golden):
+def main(program, prometheus_bin, golden):
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         folder = pathlib.Path(folder)
         (folder / "data").mkdir()
-        farm = Farm(programs, golden, folder, stack)
+        farm = Farm(program, golden, folder, stack)
         workers = [f"{farm.address(idx)}:7480" for idx in (1, 2, 3)]
         targets = {"coordinator": [f"{farm.address(0)}:7480"], "worker": workers}
         since = time.time()
