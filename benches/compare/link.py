@@ -5,7 +5,7 @@
     python benches/compare/link.py [--rounds 7] [--bytes 1048576,67108864] [--without-gloo]
 
 Each side is two processes over loopback. A round is: fresco (`fresco bench link`), raw TCP, gloo. Every side carries
-some 512 MiB of each size, after a tensor that is not timed. Raw TCP is `sendall` of the whole tensor at one end and
+some 1 GiB of each size, after a quarter as much that is not timed. Raw TCP is `sendall` of the whole tensor at one end and
 `recv_into` the tensor's own memory at the other: each byte is copied into the system and out of it once, and nothing
 else. It does that twice: into the same memory again and again, and into new memory for every tensor, as whoever keeps
 what came must.
@@ -27,11 +27,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_BYTES = 512 << 20  # as `fresco bench link` carries in a run
+RUN_BYTES = 1 << 30  # as `fresco bench link` carries in a run
 
 
 def count_of(size):
     return max(RUN_BYTES // size, 4)
+
+
+def warm_up_of(size):
+    return count_of(size) // 4
 
 
 # Raw TCP ----------------------------------------------------------------------------------------------------------
@@ -46,7 +50,8 @@ def raw_receiver(port, size, is_new, report):
     connection = socket.create_connection(("127.0.0.1", port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     tensor = bytearray(size)
-    receive(connection, memoryview(tensor))
+    for _ in range(warm_up_of(size)):
+        receive(connection, memoryview(tensor))
     connection.sendall(b".")
     start = time.process_time()
     for _ in range(count_of(size)):
@@ -68,7 +73,8 @@ def raw(size, is_new):
         connection, _ = server.accept()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     tensor = os.urandom(size)
-    connection.sendall(tensor)
+    for _ in range(warm_up_of(size)):
+        connection.sendall(tensor)
     connection.recv(1)
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(count_of(size)):
@@ -95,7 +101,8 @@ def gloo_rank(rank, store, sizes, report):
     for size in sizes:
         own = torch.full((size // 4,), float(rank))
         gathered = [torch.empty_like(own), torch.empty_like(own)]
-        dist.all_gather(gathered, own)
+        for _ in range(warm_up_of(size)):
+            dist.all_gather(gathered, own)
         assert all(bool((tensor == rank).all()) for rank, tensor in enumerate(gathered))
         dist.barrier()
         start = time.perf_counter()

@@ -51,7 +51,7 @@ impl Default for PortConfig {
             answer_delay: Duration::from_millis(2),
             hello: Duration::from_secs(5),
             piece_bytes: 512 << 10,
-            window_bytes: 2 << 20,
+            window_bytes: 1 << 20,
             faults: None,
         }
     }
