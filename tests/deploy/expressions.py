@@ -71,4 +71,5 @@ def unfiltered(expression, written):
     """Selectors that leave out the dashboard's choice of job and instance."""
     n_selectors = len(selectors(promql_parser.parse(expression)))
     n_filtered = len(re.findall(r'job=~"\$job",instance=~"\$instance"', written))
-    return [] if n_selectors == n_filtered else [f"{written}: {n_selectors} selectors, {n_filtered} by job and instance"]
+    is_equal = n_selectors == n_filtered
+    return [] if is_equal else [f"{written}: {n_selectors} selectors, {n_filtered} of them by job and instance"]

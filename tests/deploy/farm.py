@@ -96,6 +96,9 @@ class Farm:
     def __init__(self, program, golden, folder, stack):
         self.folder, self.stack = folder, stack
         self.program = str(pathlib.Path(program).resolve())
+        # The coordinator's image has a program of its own; a `fresco` alone can be it, too.
+        lone = pathlib.Path(f"{self.program}-coordinator")
+        self.programs = {"coordinator": str(lone) if lone.exists() else self.program, "worker": self.program}
         things = [thing for thing in yaml.safe_load_all(pathlib.Path(golden).read_text()) if thing]
         self.pods = {
             thing["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]:
@@ -132,7 +135,7 @@ class Farm:
         address, args = self.address(idx), self.pods[role].get("args", [])
         environment = self.environment(role, name, address)
         process = self.stack.enter_context(
-            running([self.program, *args], self.folder / f"{name}.log", env=environment, cwd=self.folder)
+            running([self.programs[role], *args], self.folder / f"{name}.log", env=environment, cwd=self.folder)
         )
         self.processes[name] = process
         return address
