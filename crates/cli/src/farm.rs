@@ -29,6 +29,7 @@ use crate::terminal;
 
 /// Coordinator and workers in one process, until told to stop.
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
+    coordinator::role::refuse_certificates()?;
     let offered = open_models(&args.models)?;
     let port = Arc::new(bind(SocketAddr::new(args.listen.ip(), 0))?);
     let threads = n_threads(&args.threads);
@@ -82,6 +83,7 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
     if let Some(WorkerCommand::Drain(args)) = args.command {
         return client::drain(&args);
     }
+    coordinator::role::refuse_certificates()?;
     let offered = open_models(&args.models)?;
     let port = Arc::new(bind(args.listen)?);
     let name = args.name.unwrap_or_else(|| {

@@ -75,11 +75,36 @@ fn artifacts(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// An address of a role, as it is given to others: `http://HOST:PORT`.
+///
+/// # Errors
+/// If it begins otherwise; what was meant to be encrypted must not travel in the clear.
+pub fn url(text: &str) -> Result<String, String> {
+    match text.split_once("://") {
+        Some(("http", rest)) if !rest.is_empty() => Ok(text.into()),
+        Some(("https", _)) => Err("this version speaks no TLS: use http:// in a network of your own".into()),
+        _ => Err("http://HOST:PORT is needed".into()),
+    }
+}
+
+/// Refuses certificates, which are not read yet.
+///
+/// # Errors
+/// If the environment names one.
+pub fn refuse_certificates() -> anyhow::Result<()> {
+    let named = ["FRESCO_TLS_CERT", "FRESCO_TLS_KEY", "FRESCO_TLS_CA"];
+    match named.iter().find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) {
+        None => Ok(()),
+        Some(name) => anyhow::bail!("{name} is set, and this version speaks no TLS: unset it to go on in the clear"),
+    }
+}
+
 /// A coordinator alone, until SIGTERM or Ctrl-C. `note` tells the user where it is.
 ///
 /// # Errors
 /// If store, folders or ports cannot be used, or the store stops taking writes.
 pub async fn run(args: CoordinatorArgs, note: impl Fn(&str)) -> anyhow::Result<()> {
+    refuse_certificates()?;
     let registry = telemetry::registry("coordinator").context("make metrics")?;
     let config = Config {
         listen: args.listen,

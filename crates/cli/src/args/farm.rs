@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
-use coordinator::role::{LISTEN, Lease, StatusPort};
+use coordinator::role::{LISTEN, Lease, StatusPort, url};
 
 use super::{PictureArgs, Threads};
 
@@ -18,6 +18,7 @@ const COORDINATOR: &str = "http://127.0.0.1:7400";
 pub(crate) struct Farm {
     /// The farm's coordinator
     #[arg(long, env = "FRESCO_COORDINATOR", value_name = "URL", default_value = COORDINATOR)]
+    #[arg(value_parser = url)]
     pub(crate) coordinator: String,
 }
 
@@ -97,7 +98,7 @@ pub(crate) struct WorkerArgs {
     pub(crate) listen: SocketAddr,
 
     /// Address it gives to other workers [default: where it listens]
-    #[arg(long, env = "FRESCO_ADVERTISE", value_name = "URL")]
+    #[arg(long, env = "FRESCO_ADVERTISE", value_name = "URL", value_parser = url)]
     pub(crate) advertise: Option<String>,
 
     #[command(flatten)]

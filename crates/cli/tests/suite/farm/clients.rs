@@ -1,7 +1,7 @@
 //! What clients of a farm do: ask, list, cancel, vanish.
 
 use super::{Farm, PICTURE, Watch, check_steps, epoch, is_running, step};
-use crate::desk::Desk;
+use crate::desk::{Desk, FRESCO, Run};
 
 #[test]
 fn jobs_are_listed_cancelled_retried_and_told_apart() {
@@ -102,6 +102,13 @@ fn a_farm_that_is_not_there_is_said_in_one_line() {
     let desk = Desk::new();
     desk.fresco(&["list", "--coordinator", "http://127.0.0.1:9"]).refused(9, &["http://127.0.0.1:9", "fresco serve"]);
     desk.fresco(&["list", "--coordinator", "nonsense at all"]).refused(2, &["nonsense at all"]);
+    // It would be spoken to in the clear.
+    desk.fresco(&["list", "--coordinator", "https://127.0.0.1:9"]).refused(2, &["https://127.0.0.1:9", "no TLS"]);
+    desk.fresco(&["worker", "--advertise", "https://127.0.0.1:9"]).refused(2, &["https://127.0.0.1:9", "no TLS"]);
+    for role in ["serve", "coordinator", "worker"] {
+        let mut command = desk.command(FRESCO, &[role]);
+        Run::of(command.env("FRESCO_TLS_CERT", "tls.crt")).refused(1, &["FRESCO_TLS_CERT", "no TLS"]);
+    }
     desk.fresco(&["coordinator", "--store", "etcd:x"]).refused(2, &["redb:PATH"]);
     desk.fresco(&["coordinator", "--artifacts", "s3://x"]).refused(2, &["file:DIR"]);
 }
