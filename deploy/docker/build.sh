@@ -4,14 +4,19 @@
 #   deploy/docker/build.sh                                       fresco/coordinator:dev, fresco/worker:dev
 #   deploy/docker/build.sh --prefix registry.example.org/studio/fresco- --tag 0.1.0
 #   deploy/docker/build.sh --from-binaries target/release        packs programs that are built already
+#   deploy/docker/build.sh --rust IMAGE                          what they are built in: a mirror's, or one by its digest
+#   deploy/docker/build.sh --source URL                          where the sources are, for the images' labels
 #
 # Without --from-binaries the programs are built in an image of Rust, which is fetched from a registry. With it nothing
-# is fetched; they run wherever this machine's C runtime does, since it goes along.
+# is fetched; the C runtime of this machine goes along, and where it was built can be read in the programs.
+#
+# What the images are made of lies in target/images/coordinator.cdx.json and worker.cdx.json afterwards, and in them at
+# /usr/share/fresco/sbom.json.
 #
 # Equal sources and an equal Rust give equal images: files have the time of the last commit, or of SOURCE_DATE_EPOCH.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-prefix=fresco/ tag=dev binaries=
+prefix=fresco/ tag=dev binaries= rust= source=
 
 stop() {
     echo "deploy/docker/build.sh: $1" >&2
@@ -20,10 +25,12 @@ stop() {
 
 while [ $# -gt 0 ]; do
     case "$1" in
-        --prefix | --tag | --from-binaries) [ $# -gt 1 ] || stop "$1 wants a value" ;;&
+        --prefix | --tag | --from-binaries | --rust | --source) [ $# -gt 1 ] || stop "$1 wants a value" ;;&
         --prefix) prefix=$2 && shift ;;
         --tag) tag=$2 && shift ;;
         --from-binaries) binaries=$2 && shift ;;
+        --rust) rust=$2 && shift ;;
+        --source) source=$2 && shift ;;
         --help) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p}' "$0" && exit ;;
         *) stop "$1 is not understood: --help tells what is" ;;
     esac
@@ -43,16 +50,19 @@ else
     stop "there is neither a docker that answers, nor podman, nor buildah: install one of them"
 fi
 
-context=()
+rm -rf target/images
+options=(--file deploy/docker/Dockerfile --build-arg "SOURCE_DATE_EPOCH=$epoch")
 if [ -n "$binaries" ]; then
-    rm -rf target/images
     deploy/docker/layout "$binaries" target/images/out
-    context=(--build-context build=target/images)
+    options+=(--build-context build=target/images)
 fi
+[ -z "$rust" ] || options+=(--build-arg "RUST=$rust")
+labels=()
+[ -z "$source" ] || labels=(--label "org.opencontainers.image.source=$source")
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 for image in coordinator worker; do
-    "${build[@]}" "${context[@]}" --file deploy/docker/Dockerfile --target "$image" --tag "$prefix$image:$tag" \
-        --build-arg SOURCE_DATE_EPOCH="$epoch" --build-arg VERSION="$version" \
-        --build-arg REVISION="$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+    "${build[@]}" "${options[@]}" "${labels[@]}" --target "$image" --tag "$prefix$image:$tag" \
+        --build-arg VERSION="$version" --build-arg REVISION="$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
 done
+"${build[@]}" "${options[@]}" --target sbom --output type=local,dest=target/images .
 echo "deploy/docker/build.sh: ${prefix}coordinator:$tag and ${prefix}worker:$tag"

@@ -31,16 +31,16 @@ def seccomp():
     return {"defaultAction": profile["defaultAction"], "architectures": [ARCHITECTURE[1]], "syscalls": rules}
 
 
-def mounts(volumes):
+def mounts(volumes, gid):
     system = ["nosuid", "noexec", "nodev"]
     found = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*system, "ro"]},
     ]
-    # What the chart mounts as an emptyDir or a claim.
+    # What the chart mounts as an emptyDir or a claim: root's, and the group's that fsGroup names.
     for volume in ["/tmp", *volumes]:
-        options = [*system, "uid=65532", "gid=65532", "mode=770"]
+        options = [*system, f"gid={gid}", "mode=2770"]
         found.append({"destination": volume, "type": "tmpfs", "source": "tmpfs", "options": options})
     return found
 
@@ -70,7 +70,7 @@ def main():
         "hostname": args.network,
         "process": process,
         "root": {"path": args.rootfs, "readonly": True},
-        "mounts": mounts(image.get("Volumes") or {}),
+        "mounts": mounts(image.get("Volumes") or {}, gid),
         "linux": linux,
     }
     (args.bundle / "config.json").write_text(json.dumps(config, indent=1))

@@ -4,7 +4,7 @@
 #
 #   sudo deploy/docker/try.sh                 programs from target/release; BINARIES names another folder
 #
-# Needs root, since it makes network namespaces, but no daemon and no registry. Leaves nothing behind.
+# Needs root, since it makes network namespaces, but no daemon and no registry. Leaves nothing behind but the tools it installs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 binaries=${BINARIES:-target/release}
@@ -37,6 +37,7 @@ clean_up() {
     ip netns delete fresco-client 2>/dev/null || true
     for name in coordinator worker; do
         buildah rm "fresco-try-$name" >/dev/null 2>&1 || true
+        buildah rmi "fresco-try/$name:dev" >/dev/null 2>&1 || true
     done
     rm -rf "$work"
 }
@@ -96,6 +97,22 @@ fresco() {
     ip netns exec fresco-client "$binaries/fresco" "$@"
 }
 
+inside() {
+    local name=$1
+    shift
+    runc exec "$name" "$@"
+}
+
+# Process 1 of a container ignores what it does not ask for, so whether it ends is worth a look.
+ends() {
+    runc kill "$1" TERM
+    for _ in $(seq 100); do
+        grep -q '"status": "stopped"' <(runc state "$1") && return
+        sleep 0.1
+    done
+    cat "$work/$1/log" && return 1
+}
+
 pid_of() {
     runc state "$1" | sed -n 's/.*"pid": \([0-9]*\).*/\1/p'
 }
@@ -144,9 +161,13 @@ check "a picture is drawn" draw "$work/farm.png"
 check "both workers had a share of it" grep -l "begins" "$work"/fresco-worker-[01]/log
 check "the same is drawn alone" "$binaries/fresco" render "${picture[@]}" --model models/demo --out "$work/alone.png"
 check "its bytes are those of one process" cmp "$work/farm.png" "$work/alone.png"
-check "the chart's preStop drains a worker" runc exec fresco-worker-1 /usr/bin/fresco worker drain --wait
+hash=$("$binaries/fresco" model verify models/demo | sed -n 's/^sha256 //p')
+check "the chart's init container finds the demo model, by name too" inside fresco-worker-0 /usr/bin/fresco model verify demo --sha256 "$hash"
+check "the chart's preStop drains a worker" inside fresco-worker-1 /usr/bin/fresco worker drain --wait
 check "a picture is drawn by the other" draw "$work/again.png"
 check "its bytes are the same" cmp "$work/again.png" "$work/alone.png"
+check "a worker that is told to end does" ends fresco-worker-0
+check "a coordinator that is told to end does" ends fresco-coordinator
 
 for image in coordinator worker; do
     bytes=$(du --summarize --bytes "${rootfs[$image]}" | cut -f1)
