@@ -78,7 +78,9 @@ class Farm:
         end = time.monotonic() + 60
         while self.said().count(words) < times:
             if time.monotonic() > end or any(child.poll() is not None for child in self.children):
-                sys.exit(f"`{words}` was awaited of a farm that said:\n{self.said()}")
+                said = self.said()
+                self.end()
+                sys.exit(f"`{words}` was awaited of a farm that said:\n{said}")
             time.sleep(0.05)
 
     def said(self):
