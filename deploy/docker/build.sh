@@ -44,8 +44,8 @@ if docker info >/dev/null 2>&1; then
 elif command -v podman >/dev/null; then
     build=(podman build --timestamp "$epoch")
 elif command -v buildah >/dev/null; then
-    # It needs neither a daemon nor namespaces of its own.
-    build=(buildah bud --isolation chroot --timestamp "$epoch")
+    # It needs neither a daemon nor namespaces of its own; --layers keeps it from building the programs for each image.
+    build=(buildah bud --isolation chroot --layers --timestamp "$epoch")
 else
     stop "there is neither a docker that answers, nor podman, nor buildah: install one of them"
 fi
@@ -64,5 +64,7 @@ for image in coordinator worker; do
     "${build[@]}" "${options[@]}" "${labels[@]}" --target "$image" --tag "$prefix$image:$tag" \
         --build-arg VERSION="$version" --build-arg REVISION="$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
 done
-"${build[@]}" "${options[@]}" --target sbom --output type=local,dest=target/images .
+"${build[@]}" "${options[@]}" --target sbom --tag "${prefix}sbom:$tag" --output type=local,dest=target/images .
+# Docker writes the files alone; the others leave an image of them besides.
+[ "${build[0]}" = docker ] || "${build[0]}" rmi "${prefix}sbom:$tag" >/dev/null
 echo "deploy/docker/build.sh: ${prefix}coordinator:$tag and ${prefix}worker:$tag"

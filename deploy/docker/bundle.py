@@ -8,6 +8,7 @@ namespaces of its own, and the seccomp profile that container engines ship, if t
 
 import argparse
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -31,17 +32,20 @@ def seccomp():
     return {"defaultAction": profile["defaultAction"], "architectures": [ARCHITECTURE[1]], "syscalls": rules}
 
 
-def mounts(volumes, gid):
+def mounts(bundle, volumes, gid):
     system = ["nosuid", "noexec", "nodev"]
     found = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*system, "ro"]},
     ]
-    # What the chart mounts as an emptyDir or a claim: root's, and the group's that fsGroup names.
+    # What the chart mounts as an emptyDir or a claim: root's, and open to the group that fsGroup names.
     for volume in ["/tmp", *volumes]:
-        options = [*system, f"gid={gid}", "mode=2770"]
-        found.append({"destination": volume, "type": "tmpfs", "source": "tmpfs", "options": options})
+        folder = bundle.absolute() / "volumes" / volume.strip("/")
+        folder.mkdir(parents=True)
+        os.chown(folder, 0, gid)
+        folder.chmod(0o2770)
+        found.append({"destination": volume, "type": "bind", "source": str(folder), "options": ["bind", *system]})
     return found
 
 
@@ -70,7 +74,7 @@ def main():
         "hostname": args.network,
         "process": process,
         "root": {"path": args.rootfs, "readonly": True},
-        "mounts": mounts(image.get("Volumes") or {}, gid),
+        "mounts": mounts(args.bundle, image.get("Volumes") or {}, gid),
         "linux": linux,
     }
     (args.bundle / "config.json").write_text(json.dumps(config, indent=1))

@@ -105,7 +105,7 @@ inside() {
 
 # Process 1 of a container ignores what it does not ask for, so whether it ends is worth a look.
 ends() {
-    runc kill "$1" TERM
+    runc kill "$1" TERM || return 1
     for _ in $(seq 100); do
         grep -q '"status": "stopped"' <(runc state "$1") && return
         sleep 0.1
