@@ -15,6 +15,7 @@ it was split anew: the first one once, since the worker was probed before it was
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +32,46 @@ PROMPT = "snowy mountains at sunset with a full moon on the left"
 PERIOD_S = 0.010
 
 
-class Held(threading.Thread):
+class Quota:
+    """Lets a process have a share of one core, all of its threads together."""
+
+    CONTROLLERS = [  # cgroup v2 and v1: the folder, and what it takes.
+        ("/sys/fs/cgroup", lambda period_us, quota_us: {"cpu.max": f"{quota_us} {period_us}"}),
+        ("/sys/fs/cgroup/cpu", lambda period_us, quota_us: {"cpu.cfs_period_us": period_us, "cpu.cfs_quota_us": quota_us}),
+    ]
+
+    def __init__(self, pid, share):
+        self.pid, self.group = pid, None
+        period_us = int(PERIOD_S * 1e6)
+        for root, settings in self.CONTROLLERS:
+            group = Path(root) / f"fresco-{pid}"
+            try:
+                group.mkdir()
+                for name, value in settings(period_us, int(period_us * share)).items():
+                    if not (group / name).exists():
+                        raise FileNotFoundError(group / name)
+                    (group / name).write_text(str(value))
+                (group / "cgroup.procs").write_text(str(pid))
+            except OSError:
+                if group.exists():
+                    group.rmdir()
+                continue
+            self.group = group
+            return
+        raise OSError("no control group can be made here")
+
+    def end(self):
+        """After the process has ended."""
+        self.group.rmdir()
+
+
+class Signals(threading.Thread):
     """Lets a process run for a share of the time."""
 
     def __init__(self, pid, share):
         super().__init__(daemon=True)
         self.pid, self.share, self.is_over = pid, share, False
+        self.start()
 
     def run(self):
         try:
@@ -48,25 +84,41 @@ class Held(threading.Thread):
         except ProcessLookupError:
             pass
 
+    def end(self):
+        self.is_over = True
+        self.join()
+
+
+def hold(pid, share):
+    try:
+        return Quota(pid, share)
+    except OSError:
+        return Signals(pid, share)
+
+
+def free_address():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return "127.0.0.1:%d" % free.getsockname()[1]
+
 
 class Farm:
     """A coordinator and its workers."""
 
     def __init__(self, args, names, folder):
-        self.args, self.children, self.held = args, [], []
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = "127.0.0.1:%d" % free.getsockname()[1]
+        self.args, self.children, self.held, self.status = args, [], [], {}
+        address = free_address()
         self.url = f"http://{address}"
         self.log = open(folder / "log", "w+", encoding="utf-8")
         places = ["--store", f"redb:{folder}/store", "--artifacts", f"file:{folder}/pictures"]
         self.start(["coordinator", "--listen", address, *places])
         self.until_it_says("coordinating on")
         for name in names:
-            self.start(["worker", "--coordinator", self.url, "--name", name, "--threads", "1", "--model", args.model])
+            self.status[name] = free_address()
+            where = ["--coordinator", self.url, "--status", self.status[name]]
+            self.start(["worker", *where, "--name", name, "--threads", "1", "--model", args.model])
             self.until_it_says("joined", len(self.children) - 1)
             if name == "held":
-                self.held.append(Held(self.children[-1].pid, args.share))
-                self.held[-1].start()
+                self.held.append(hold(self.children[-1].pid, args.share))
 
     def start(self, arguments):
         child = subprocess.Popen(
@@ -91,6 +143,20 @@ class Farm:
         command = [self.args.fresco, *arguments, "--coordinator", self.url]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
+    def computed(self):
+        """Seconds each worker computed and waited for tensors so far."""
+        totals = {}
+        for name, address in self.status.items():
+            text = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
+            value = lambda metric: float(re.search(rf"^{metric} (.+)$", text, re.MULTILINE)[1])
+            totals[name] = value("fresco_compute_seconds_total"), value("fresco_exchange_wait_seconds_total")
+        return totals
+
+    def rows(self):
+        """Token rows of each worker, as it was assigned last."""
+        found = dict(re.findall(r"assigned worker=(\w+) .*? n_rows=(\d+)", self.said()))
+        return ", ".join(f"{name} {n}" for name, n in found.items())
+
     def picture(self, steps, seed):
         """Steps a second, and how often it was split anew."""
         flags = ["--size", self.args.size, "--steps", str(steps), "--seed", str(seed), "--model", self.args.model]
@@ -111,12 +177,11 @@ class Farm:
         return (last - first) / (times[last] - times[first]), len(epochs - {0, None}) - 1
 
     def end(self):
-        for held in self.held:
-            held.is_over = True
-            held.join()
         for child in self.children:
             child.kill()
             child.wait()
+        for held in self.held:
+            held.end()
         self.log.close()
 
 
@@ -148,9 +213,14 @@ def main():
             for seed in range(args.rounds):
                 for name, farm in running.items():
                     # Alone it takes so long that a few steps must do.
-                    rate, n_resplits = farm.picture(max(args.steps // 4, 4) if name == "held" else args.steps, seed)
+                    steps, before = max(args.steps // 4, 4) if name == "held" else args.steps, farm.computed()
+                    rate, n_resplits = farm.picture(steps, seed)
                     rates[name].append(rate)
-                    print(f"picture {seed}, {name}: {rate:.3f} steps/s, split anew {n_resplits} times", flush=True)
+                    print(f"picture {seed}, {name}: {rate:.3f} steps/s, split anew {n_resplits} times", end="")
+                    for worker, (compute_s, wait_s) in farm.computed().items():
+                        compute_s, wait_s = compute_s - before[worker][0], wait_s - before[worker][1]
+                        print(f"; {worker} computed {compute_s:.2f} s, waited {wait_s:.2f} s", end="")
+                    print(f"; rows: {farm.rows()}", flush=True)
         finally:
             for farm in running.values():
                 farm.end()
