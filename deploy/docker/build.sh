@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the images of a farm with docker, podman or buildah, whichever is there.
+# Builds the images of a farm with docker, podman or buildah: the first of them that is there, or --with NAME.
 #
 #   deploy/docker/build.sh                                       fresco/coordinator:dev, fresco/worker:dev
 #   deploy/docker/build.sh --prefix registry.example.org/studio/fresco- --tag 0.1.0
@@ -16,7 +16,7 @@
 # Equal sources and an equal Rust give equal images: files have the time of the last commit, or of SOURCE_DATE_EPOCH.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-prefix=fresco/ tag=dev binaries= rust= source=
+prefix=fresco/ tag=dev binaries="" rust="" source="" tool=""
 
 stop() {
     echo "deploy/docker/build.sh: $1" >&2
@@ -25,12 +25,13 @@ stop() {
 
 while [ $# -gt 0 ]; do
     case "$1" in
-        --prefix | --tag | --from-binaries | --rust | --source) [ $# -gt 1 ] || stop "$1 wants a value" ;;&
+        --prefix | --tag | --from-binaries | --rust | --source | --with) [ $# -gt 1 ] || stop "$1 wants a value" ;;&
         --prefix) prefix=$2 && shift ;;
         --tag) tag=$2 && shift ;;
         --from-binaries) binaries=$2 && shift ;;
         --rust) rust=$2 && shift ;;
         --source) source=$2 && shift ;;
+        --with) tool=$2 && shift ;;
         --help) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p}' "$0" && exit ;;
         *) stop "$1 is not understood: --help tells what is" ;;
     esac
@@ -39,16 +40,20 @@ done
 
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 export SOURCE_DATE_EPOCH=$epoch
-if docker info >/dev/null 2>&1; then
-    build=(docker build)
-elif command -v podman >/dev/null; then
-    build=(podman build --timestamp "$epoch")
-elif command -v buildah >/dev/null; then
-    # It needs neither a daemon nor namespaces of its own; --layers keeps it from building the programs for each image.
-    build=(buildah bud --isolation chroot --layers --timestamp "$epoch")
-else
-    stop "there is neither a docker that answers, nor podman, nor buildah: install one of them"
+if [ -z "$tool" ]; then
+    if docker info >/dev/null 2>&1; then
+        tool=docker
+    else
+        tool=$(command -v podman buildah | head -1) || stop "there is neither a docker that answers, nor podman, nor buildah: install one of them"
+    fi
 fi
+case "${tool##*/}" in
+    docker) build=(docker build) ;;
+    podman) build=(podman build --timestamp "$epoch") ;;
+    # It needs neither a daemon nor namespaces of its own; --layers keeps it from building the programs for each image.
+    buildah) build=(buildah bud --isolation chroot --layers --timestamp "$epoch") ;;
+    *) stop "--with $tool: there are docker, podman and buildah" ;;
+esac
 
 rm -rf target/images
 options=(--file deploy/docker/Dockerfile --build-arg "SOURCE_DATE_EPOCH=$epoch")
@@ -62,7 +67,7 @@ labels=()
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 for image in coordinator worker; do
     "${build[@]}" "${options[@]}" "${labels[@]}" --target "$image" --tag "$prefix$image:$tag" \
-        --build-arg VERSION="$version" --build-arg REVISION="$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+        --build-arg VERSION="$version" --build-arg REVISION="$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown)" .
 done
 "${build[@]}" "${options[@]}" --target sbom --tag "${prefix}sbom:$tag" --output type=local,dest=target/images .
 # Docker writes the files alone; the others leave an image of them besides.

@@ -53,7 +53,7 @@ done
 trap clean_up EXIT
 clean_up && mkdir "$work"
 
-deploy/docker/build.sh --prefix fresco-try/ --from-binaries "$binaries" >"$work/build" 2>&1 || { cat "$work/build"; stop "no images"; }
+deploy/docker/build.sh --with buildah --prefix fresco-try/ --from-binaries "$binaries" >"$work/build" 2>&1 || { cat "$work/build"; stop "no images"; }
 
 # The bridge is the client's, so nothing of this is seen outside.
 ip netns add fresco-client
