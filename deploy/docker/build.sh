@@ -55,7 +55,7 @@ case "${tool##*/}" in
     *) stop "--with $tool: there are docker, podman and buildah" ;;
 esac
 
-rm -rf target/images
+rm -rf target/images && mkdir -p target/images
 options=(--file deploy/docker/Dockerfile --build-arg "SOURCE_DATE_EPOCH=$epoch")
 if [ -n "$binaries" ]; then
     deploy/docker/layout "$binaries" target/images/out
