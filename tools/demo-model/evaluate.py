@@ -54,7 +54,9 @@ def load_sampler(folder, device, state=None, fast=True):
         weights = {name.replace("attn1.sr.", "kvc.sr.").replace("attn1.sr_norm.", "kvc.norm."): tensor.float() for name, tensor in stored.items()}
         text_weights = {name: tensor.float() for name, tensor in load_file(folder / "text_encoder/model.safetensors").items()}
         text_weights["encoder.embed_tokens.weight"] = text_weights["shared.weight"]
-    transformer, text_encoder = networks.build_transformer(any("kvc" in name for name in weights)), networks.build_text_encoder()
+    sample_size = json.loads((folder / "transformer/config.json").read_text())["sample_size"]
+    transformer = networks.build_transformer(any("kvc" in name for name in weights), sample_size)
+    text_encoder = networks.build_text_encoder()
     networks.load_transformer(transformer, weights)
     text_encoder.load_state_dict(text_weights)
     vae = AutoencoderKL.from_pretrained(folder / "vae").float()

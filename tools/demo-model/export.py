@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import networks
 import tokenizer
 
-NATURAL_SIZE = "256x256"
+NATURAL_SIZE = "512x512"
 SCALING_FACTOR = 0.14138
 MAX_BYTES = 16 * 1024 * 1024
 PARTS = {

@@ -14,6 +14,7 @@ CAPTION_WIDTH = 128
 VOCABULARY = 107
 RATIO = 2
 COMPRESSED_BLOCKS = list(range(DEPTH // 2, DEPTH))
+SAMPLE_SIZE = 64  # of the finished model: neighbours are one apart at 512x512
 NO_SIZE_CONDITION = {"resolution": None, "aspect_ratio": None}
 
 
@@ -50,8 +51,11 @@ def build_text_encoder():
     )
 
 
-def build_transformer(compressed):
+def build_transformer(compressed, sample_size=SAMPLE_SIZE):
     """PixArt transformer of 10 blocks, 3.6 M parameters; `compressed` puts K/V compression in the later half.
+
+    Position codes span half of `sample_size` whatever the picture's size: neighbours in a picture of n tokens a side are
+    sample_size / 2n apart. No weight depends on it.
 
     Its start: the output and the cross-attention add nothing, so that training begins with the mean of the data.
     """
@@ -62,7 +66,7 @@ def build_transformer(compressed):
         out_channels=8,
         num_layers=DEPTH,
         cross_attention_dim=WIDTH,
-        sample_size=32,
+        sample_size=sample_size,
         patch_size=2,
         caption_channels=CAPTION_WIDTH,
         norm_type="ada_norm_single",

@@ -49,6 +49,7 @@ class DitStage:
     last_rate: float
     shift: float  # above 1: more of the noisy timesteps
     compressed: bool = False
+    sample_size: int = 32  # what position codes span
 
 
 VAE_STAGES = [
@@ -61,17 +62,33 @@ LATENTS_FROM = "crops-64"
 
 SQUARE_128 = PoolPlan(128, 128, 8000, 11)
 SQUARE_256, WIDE_256, TALL_256 = PoolPlan(256, 256, 5000, 12), PoolPlan(320, 208, 2000, 12), PoolPlan(208, 320, 2000, 12)
-SQUARE_512, WIDE_512 = PoolPlan(512, 512, 1200, 13), PoolPlan(672, 384, 160, 13)
-SQUARE_1024, WIDE_1024 = PoolPlan(1024, 1024, 100, 14), PoolPlan(1280, 720, 40, 14)
+FEW_512, SQUARE_512, WIDE_512 = PoolPlan(512, 512, 1200, 13), PoolPlan(512, 512, 2400, 15), PoolPlan(672, 384, 500, 15)
+SQUARE_1024, WIDE_1024 = PoolPlan(1024, 1024, 300, 15), PoolPlan(1280, 720, 120, 15)
 AROUND_256 = (Mix(SQUARE_256, 24, 5), Mix(WIDE_256, 24, 2), Mix(TALL_256, 24, 2))
-UP_TO_512 = (Mix(SQUARE_256, 20, 4), Mix(WIDE_256, 20, 1), Mix(TALL_256, 20, 1), Mix(SQUARE_512, 6, 5), Mix(WIDE_512, 6, 1))
+MOSTLY_512 = (
+    Mix(SQUARE_256, 20, 1.4),
+    Mix(WIDE_256, 20, 0.3),
+    Mix(TALL_256, 20, 0.3),
+    Mix(FEW_512, 10, 2.5),
+    Mix(SQUARE_512, 10, 4.5),
+    Mix(WIDE_512, 10, 1),
+)
 UP_TO_1024 = (
-    Mix(SQUARE_256, 20, 3),
+    Mix(SQUARE_256, 20, 2.2),
     Mix(WIDE_256, 20, 0.5),
     Mix(TALL_256, 20, 0.5),
-    Mix(SQUARE_512, 6, 3),
-    Mix(WIDE_512, 6, 0.7),
-    Mix(SQUARE_1024, 2, 1.2),
+    Mix(SQUARE_512, 10, 2.6),
+    Mix(WIDE_512, 10, 0.6),
+    Mix(SQUARE_1024, 2, 2.0),
+    Mix(WIDE_1024, 2, 0.8),
+)
+ALL_SIZES = (
+    Mix(SQUARE_256, 24, 4.2),
+    Mix(WIDE_256, 24, 0.8),
+    Mix(TALL_256, 24, 0.8),
+    Mix(SQUARE_512, 10, 1.8),
+    Mix(WIDE_512, 10, 0.4),
+    Mix(SQUARE_1024, 2, 1.3),
     Mix(WIDE_1024, 2, 0.5),
 )
 
@@ -80,8 +97,10 @@ DIT_STAGES = [
     DitStage("s128", (Mix(SQUARE_128, 64, 1),), steps=600, rate=8e-4, last_rate=6.5e-4, shift=1.0),
     DitStage("s256", AROUND_256, steps=1000, rate=8e-4, last_rate=3.9e-4, shift=1.5),
     DitStage("kv256", AROUND_256, steps=400, rate=5e-4, last_rate=3.1e-4, shift=1.5, compressed=True),
-    DitStage("s512", UP_TO_512, steps=700, rate=5e-4, last_rate=1e-4, shift=2.0, compressed=True),
-    DitStage("s1024", UP_TO_1024, steps=420, rate=3e-4, last_rate=1e-5, shift=2.0, compressed=True),
+    # From here on positions are twice as far apart: at 512x512 half of a unit was too little to tell neighbours by.
+    DitStage("g512", MOSTLY_512, steps=2100, rate=6e-4, last_rate=3e-5, shift=1.5, compressed=True, sample_size=64),
+    DitStage("g1024", UP_TO_1024, steps=900, rate=4e-4, last_rate=1e-5, shift=1.5, compressed=True, sample_size=64),
+    DitStage("gmix", ALL_SIZES, steps=1200, rate=6e-4, last_rate=1e-5, shift=1.5, compressed=True, sample_size=64),
 ]
 
 # What the stages are said to cost: seconds of one core (Zen 5, one thread) for one picture, by its number of pixels.

@@ -58,7 +58,7 @@ class Stage:
 
     def __init__(self, plan, checkpoint, start_from, device):
         self.plan, self.checkpoint, self.device, self.step = plan, checkpoint, device, 0
-        self.transformer = networks.build_transformer(plan.compressed)
+        self.transformer = networks.build_transformer(plan.compressed, plan.sample_size)
         self.text_encoder = networks.build_text_encoder()
         resumed = checkpoint.exists()
         state = torch.load(checkpoint if resumed else start_from) if resumed or start_from else None
