@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use plan::{Epoch, ImageId, Mesh, Millis, Rank, WorkerId};
 use serde::{Deserialize, Serialize};
 
+use crate::pace::Pace;
+
 /// A sign that an attempt has failed: the cause may still come.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Suspicion {
@@ -46,8 +48,9 @@ pub struct Attempt {
     /// After a restart: ranks that are back, until when the others may come.
     #[serde(skip)]
     pub(crate) reattaching: Option<(BTreeSet<Rank>, Millis)>,
-    /// Speed of each rank as measured: rows × branches a millisecond, smoothed.
-    pub(crate) paces: Vec<Option<f64>>,
+    /// How fast each rank is. Not written down: a few steps tell it again.
+    #[serde(skip)]
+    pub(crate) paces: Vec<Pace>,
 }
 
 impl Attempt {
@@ -59,7 +62,7 @@ impl Attempt {
         (seats, incarnations): (Vec<WorkerId>, Vec<String>),
         n_steps_before: usize,
     ) -> Self {
-        let paces = vec![None; seats.len()];
+        let paces = vec![Pace::default(); seats.len()];
         Self {
             epoch,
             image,
@@ -105,23 +108,27 @@ impl Attempt {
 
     /// Takes in how long a rank computed in a step.
     pub(crate) fn measured(&mut self, rank: Rank, is_guided: bool, compute_ms: f64) {
-        const WEIGHT: f64 = 0.5;
-        const SHORTEST_MS: f64 = 1e-3;
-        let Some(smoothed) = self.paces.get_mut(usize::from(rank.0)) else { return };
-        if !compute_ms.is_finite() || compute_ms < SHORTEST_MS {
-            return;
+        let work = self.work(rank, is_guided);
+        // After a restart there is no place for them yet.
+        self.paces.resize_with(self.seats.len(), Pace::default);
+        if let Some(pace) = self.paces.get_mut(usize::from(rank.0)) {
+            pace.measured(work, compute_ms);
         }
-        let work = (self.mesh.band(rank).n_rows() * self.mesh.branches(rank, is_guided).len()) as f64;
-        let pace = work / compute_ms;
-        *smoothed = Some(smoothed.map_or(pace, |before| before + WEIGHT * (pace - before)));
+    }
+
+    /// What `rank` does in a step: token rows × branches.
+    pub(crate) fn work(&self, rank: Rank, is_guided: bool) -> f64 {
+        (self.mesh.band(rank).n_rows() * self.mesh.branches(rank, is_guided).len()) as f64
+    }
+
+    /// The pace of every rank, once all are known.
+    pub(crate) fn known_paces(&self) -> Option<Vec<f64>> {
+        self.paces.iter().map(Pace::median).collect::<Option<Vec<f64>>>().filter(|paces| !paces.is_empty())
     }
 
     /// Length of a step of this mesh for ranks of these speeds, in the measure of [`Mesh::choose`].
     pub(crate) fn cost(&self, is_guided: bool, speeds: &[f64]) -> f64 {
-        let of = |(rank, speed): (Rank, &f64)| {
-            let work = self.mesh.band(rank).n_rows() * self.mesh.branches(rank, is_guided).len();
-            work as f64 / speed.max(f64::MIN_POSITIVE)
-        };
+        let of = |(rank, speed): (Rank, &f64)| self.work(rank, is_guided) / speed.max(f64::MIN_POSITIVE);
         self.mesh.ranks().zip(speeds).map(of).fold(0.0, f64::max)
     }
 }

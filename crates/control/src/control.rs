@@ -46,6 +46,8 @@ pub struct Config {
     pub replan_gain: f64,
     /// Steps an attempt takes before it is planned anew for its speeds, doubled each time this was done.
     pub replan_after_steps: usize,
+    /// What a stop costs its image beside a step: the way to and fro, and a checkpoint fetched.
+    pub replan_cost_ms: f64,
 }
 
 impl Default for Config {
@@ -61,6 +63,7 @@ impl Default for Config {
             backoff_ms: 100,
             replan_gain: 0.1,
             replan_after_steps: 2,
+            replan_cost_ms: 250.0,
         }
     }
 }

@@ -16,6 +16,7 @@ mod input;
 mod job;
 mod member;
 mod output;
+mod pace;
 mod place;
 mod queue;
 

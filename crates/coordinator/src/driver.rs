@@ -194,7 +194,8 @@ impl Driver {
             Output::Assign { worker, session, assignment } => {
                 tracing::info!(
                     %worker, image = %assignment.image, epoch = %assignment.epoch, rank = %assignment.rank,
-                    n_ranks = assignment.mesh.n_ranks(), n_steps_done = assignment.n_steps_done, "assigned"
+                    n_ranks = assignment.mesh.n_ranks(), n_rows = assignment.mesh.band(assignment.rank).n_rows(),
+                    n_steps_done = assignment.n_steps_done, "assigned"
                 );
                 self.order(session, Order::Assign((&*assignment).into()));
             }

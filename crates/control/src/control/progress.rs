@@ -50,9 +50,14 @@ impl Control {
             let all_ms = compute_ms * attempt.seats.len() as f64;
             self.costs.measured(&job.spec.model, job.spec.request.size, all_ms);
         }
-        // Paces tell how ranks compare; what they add up to stays what the probes said.
-        let paces: Option<Vec<f64>> = attempt.paces.iter().copied().collect();
-        let Some(paces) = paces.filter(|paces| paces.len() > 1) else { return };
+        self.learn_speeds(epoch);
+    }
+
+    /// Speeds of members by the paces of their ranks, which tell how they compare; what they add up to stays what the
+    /// probes said. They outlive the attempt: the next image is split by them from its first step on.
+    pub(crate) fn learn_speeds(&mut self, epoch: Epoch) {
+        let Some(attempt) = self.attempts.get(&epoch) else { return };
+        let Some(paces) = attempt.known_paces().filter(|paces| paces.len() > 1) else { return };
         let speeds = attempt.seats.iter().map(|seat| self.members.get(seat).map_or(0.0, |member| member.speed));
         let scale = speeds.sum::<f64>() / paces.iter().sum::<f64>();
         for (seat, pace) in attempt.seats.iter().zip(paces) {

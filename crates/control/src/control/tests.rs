@@ -12,6 +12,7 @@ mod asking;
 mod failing;
 mod joining;
 mod placing;
+mod splitting;
 
 const TTL_MS: u64 = 3_000;
 
@@ -193,4 +194,8 @@ fn assigned(outputs: &[Output]) -> Vec<(String, usize)> {
         _ => None,
     };
     outputs.iter().filter_map(assign).collect()
+}
+
+fn session_of(farm: &Farm, worker: &str) -> SessionId {
+    farm.control.members.get(&id(worker)).expect("it is in").session
 }

@@ -2,7 +2,9 @@
 //! be faster.
 //!
 //! A stop costs its image the start of an attempt, so each has to be worth it, and what was tried once is tried
-//! again only after twice as many steps.
+//! again only after twice as many steps. A split by speed has to be borne out by several steps in a row: it must pay
+//! even if the rank that others wait for is as fast from now on as in the fastest of them, and the others as slow as
+//! in their slowest.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -16,8 +18,18 @@ use crate::queue::Need;
 
 /// Steps that must be left for a stop to be worth it.
 const FEWEST_STEPS_LEFT: usize = 2;
+/// Steps in a row that bear a gain of `replan_gain` out; half as many must bear out twice as much.
+const STEPS_OF_PROOF: usize = 10;
 /// Most times the pause between two splits by speed is doubled.
 const MOST_DOUBLINGS: u32 = 10;
+
+/// A gain that was borne out.
+struct Proof {
+    /// Share of a step that is saved.
+    gain: f64,
+    /// By so many of the last steps.
+    n_steps: usize,
+}
 
 impl Control {
     pub(super) fn ask_to_stop(&mut self) {
@@ -30,8 +42,19 @@ impl Control {
         }
         // One at a time: who is free can join but one image, and the next is judged by what is true then.
         if let Some((epoch, for_speed)) = self.to_split_better() {
+            if let Some(proof) = self.attempts.get(&epoch).and_then(|attempt| self.proof(attempt)).filter(|_| for_speed)
+            {
+                self.forget_before(epoch, proof.n_steps);
+            }
             self.stop(epoch, for_speed);
         }
+    }
+
+    /// What was before the last `n_steps` was another speed.
+    fn forget_before(&mut self, epoch: Epoch, n_steps: usize) {
+        let Some(attempt) = self.attempts.get_mut(&epoch) else { return };
+        attempt.paces.iter_mut().for_each(|pace| pace.keep_last(n_steps));
+        self.learn_speeds(epoch);
     }
 
     fn stop(&mut self, epoch: Epoch, for_speed: bool) {
@@ -119,7 +142,11 @@ impl Control {
             if is_awaited || (for_speed && !self.is_settled(attempt)) {
                 continue;
             }
-            let gain = self.gain(attempt, &joins);
+            let gain = if for_speed && attempt.seats.len() > 1 {
+                self.proof(attempt).map_or(0.0, |proof| proof.gain)
+            } else {
+                self.gain(attempt, &joins)
+            };
             if gain > self.config.replan_gain && best.as_ref().is_none_or(|(most, ..)| gain > *most) {
                 best = Some((gain, attempt.epoch, for_speed));
             }
@@ -140,8 +167,38 @@ impl Control {
     fn is_settled(&self, attempt: &Attempt) -> bool {
         let n_resplits = self.image(&attempt.image).map_or(0, |image| image.n_resplits);
         let n_steps = self.config.replan_after_steps.saturating_mul(1 << n_resplits.min(MOST_DOUBLINGS));
-        let is_measured = attempt.seats.len() == 1 || attempt.paces.iter().all(Option::is_some);
-        is_measured && self.n_steps_taken(attempt) >= n_steps
+        self.n_steps_taken(attempt) >= n_steps
+    }
+
+    /// The gain of a split by speed that the last steps bear out, if it is worth a stop.
+    fn proof(&self, attempt: &Attempt) -> Option<Proof> {
+        let job = self.jobs.get(&attempt.image.job)?;
+        let first = attempt.seats.first().and_then(|seat| self.members.get(seat));
+        let facts = first.and_then(|member| self.facts(&attempt.image, member))?;
+        let is_guided = job.spec.request.is_guided();
+        let grid = job.spec.request.size.latent(facts.vae_factor).tokens();
+        let n_left = (job.spec.request.steps as usize).saturating_sub(self.n_steps_done(attempt)) as f64;
+        let of = |n_steps: usize| {
+            let ranges: Vec<(f64, f64)> =
+                attempt.paces.iter().map(|pace| pace.range(n_steps)).collect::<Option<_>>()?;
+            // All wait for one rank, at its fastest this long.
+            let waited_ms =
+                ranges.iter().zip(attempt.mesh.ranks()).map(|((_, most), rank)| attempt.work(rank, is_guided) / most);
+            let (slow, now_ms) = waited_ms.enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
+            let mut paces: Vec<f64> = ranges
+                .iter()
+                .enumerate()
+                .map(|(idx, (least, most))| if idx == slow { *most } else { *least })
+                .collect();
+            paces.sort_by(|a, b| b.total_cmp(a));
+            let gain = 1.0 - Mesh::choose(grid, facts.kv_ratio, is_guided, &paces).cost / now_ms;
+            let asked = self.config.replan_gain * STEPS_OF_PROOF as f64 / n_steps as f64;
+            // The step in which all stop is split as it was.
+            let saved_ms = gain * now_ms * (n_left - 1.0);
+            (gain > asked && saved_ms > now_ms + self.config.replan_cost_ms).then_some(Proof { gain, n_steps })
+        };
+        // The more of them, the better is known how fast the ranks are.
+        (self.config.replan_after_steps.min(STEPS_OF_PROOF)..=STEPS_OF_PROOF).rev().find_map(of)
     }
 
     /// Share of a step that a new split would save, were these members to join.

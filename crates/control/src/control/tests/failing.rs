@@ -161,7 +161,11 @@ fn steps_and_times_that_cannot_be_change_nothing() {
         let rank = plan::Rank(u16::MAX);
         assert_eq!(farm.hear(Input::StepTaken { worker: id("a"), session: a, epoch, rank, compute_ms }), []);
     }
-    assert!(farm.control.attempt(epoch).is_some_and(|attempt| attempt.paces == [None, None]));
+    assert!(
+        farm.control
+            .attempt(epoch)
+            .is_some_and(|attempt| attempt.paces.iter().all(|pace| *pace == crate::pace::Pace::default()))
+    );
     farm.now = 0;
     farm.hear(Input::Heartbeat { worker: id("a"), session: SessionId(u64::MAX) });
     assert_eq!(farm.control.counters().old_session, 1);

@@ -1,19 +1,6 @@
-//! Who gets which image, when an attempt is stopped for a better split, and what those who wait are told.
+//! Who gets which image, who makes room for others, and what those who wait are told.
 
 use super::*;
-
-/// Every rank takes a step, `ms` being what each computes for a row of a branch.
-fn step(farm: &mut Farm, job: &JobId, n: usize, ms: &[(&str, SessionId, f64)]) -> Vec<Output> {
-    let epoch = farm.epoch(job, 0);
-    let attempt = farm.control.attempt(epoch).expect("a running image has an attempt").clone();
-    for (rank, seat) in attempt.seats.iter().enumerate() {
-        let rank = plan::Rank(rank as u16);
-        let (_, session, ms) = *ms.iter().find(|(worker, ..)| *worker == seat.0).expect("all paces are given");
-        let compute_ms = ms * (attempt.mesh.band(rank).n_rows() * attempt.mesh.branches(rank, true).len()) as f64;
-        farm.hear(Input::StepTaken { worker: seat.clone(), session, epoch, rank, compute_ms });
-    }
-    farm.hear(Input::StepKept { epoch, n_steps_done: n })
-}
 
 #[test]
 fn images_come_first_and_what_is_left_is_shared() {
@@ -46,10 +33,6 @@ fn members_of_equal_speed_are_shared_evenly() {
         farm.stop(&worker, session, epoch);
     }
     assert_eq!((farm.seats(&first, 0).len(), farm.seats(&second, 0).len()), (2, 2));
-}
-
-fn session_of(farm: &Farm, worker: &str) -> SessionId {
-    farm.control.members.get(&id(worker)).expect("it is in").session
 }
 
 #[test]
@@ -97,56 +80,6 @@ fn nothing_stops_before_its_last_step_or_in_its_decode() {
     let (_, outputs) = farm.join_as("b", hello("b"));
     assert_eq!(stops(&outputs), []);
     assert_eq!(stops(&farm.hear(Input::Drain { worker: id("a"), session: a })), []);
-}
-
-#[test]
-fn a_worker_at_a_fifth_of_its_speed_gets_fewer_rows_and_then_there_is_peace() {
-    let mut farm = Farm::new();
-    let sessions = ["a", "b", "c"].map(|worker| (worker, farm.join(worker)));
-    let job = farm.submit(1);
-    let paces: Vec<(&str, SessionId, f64)> =
-        sessions.iter().map(|(name, session)| (*name, *session, if *name == "c" { 5.0 } else { 1.0 })).collect();
-    let mut n_stops = 0;
-    for n in 1..20 {
-        let outputs = step(&mut farm, &job, n, &paces);
-        for (_, epoch) in stops(&outputs) {
-            n_stops += 1;
-            for worker in farm.seats(&job, 0) {
-                let session = session_of(&farm, &worker);
-                farm.stop(&worker, session, epoch);
-            }
-        }
-        for (worker, session) in sessions {
-            farm.hear(Input::Heartbeat { worker: id(worker), session });
-        }
-    }
-    assert_eq!(n_stops, 1, "one split by what was measured, no more");
-    let attempt = farm.control.attempt(farm.epoch(&job, 0)).expect("a running image has an attempt");
-    let rows = |worker: &str| attempt.rank_of(&id(worker)).map_or(0, |rank| attempt.mesh.band(rank).n_rows());
-    assert!(rows("c") < rows("a") && rows("a") == rows("b"), "{attempt:?}");
-}
-
-#[test]
-fn speeds_that_jump_about_cost_fewer_and_fewer_stops() {
-    let mut farm = Farm::new();
-    let sessions = ["a", "b"].map(|worker| (worker, farm.join(worker)));
-    let mut long = spec(1);
-    long.request.steps = 200;
-    let job = farm.ask("", long).expect("the job is fine");
-    let mut at = Vec::new();
-    for n in 1..200 {
-        // Each is slow for ten steps, then the other is.
-        let is_slow = |idx: usize| (n / 10 + idx).is_multiple_of(2);
-        let ms = |idx| if is_slow(idx) { 4.0 } else { 1.0 };
-        let outputs = step(&mut farm, &job, n, &[("a", sessions[0].1, ms(0)), ("b", sessions[1].1, ms(1))]);
-        for (_, epoch) in stops(&outputs) {
-            at.push(n);
-            for (worker, session) in sessions {
-                farm.stop(worker, session, epoch);
-            }
-        }
-    }
-    assert!((2..=7).contains(&at.len()), "stopped at {at:?}");
 }
 
 #[test]
