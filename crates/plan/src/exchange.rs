@@ -1,7 +1,9 @@
 //! How tokens of different ranks meet in self-attention, chosen for each block by what it costs.
 //!
-//! Formulas of bytes and FLOP for one rank and one branch; all three exchanges give the same bits.
+//! Formulas of bytes and FLOP for one rank and one branch, by its share of the rows; all three exchanges give the same
+//! bits.
 
+use crate::geometry::RowRange;
 use crate::id::LayerIdx;
 use crate::spec::DitSpec;
 
@@ -49,31 +51,42 @@ impl Exchange {
     /// All of them, the plainest first.
     pub const ALL: [Self; 3] = [Self::GatherKv, Self::GatherX, Self::Ulysses];
 
-    /// Bytes a rank receives in f32 when `g` ranks share the rows evenly.
-    pub fn bytes(self, shape: &BlockShape, g: usize) -> f64 {
+    /// Bytes a rank receives in f32 when it holds `share` of the rows and `g` ranks hold all.
+    pub fn bytes(self, shape: &BlockShape, g: usize, share: f64) -> f64 {
         let (tokens, keys) = (shape.n_tokens as f64, shape.n_keys());
-        let (g, row) = (g as f64, 4.0 * shape.width as f64);
+        let (others, row) = (1.0 - share, 4.0 * shape.width as f64);
+        let heads = 1.0 / g as f64;
         match self {
-            Self::GatherKv => (g - 1.0) / g * 2.0 * keys * row,
-            Self::GatherX => (g - 1.0) / g * tokens * row,
-            Self::Ulysses => (g - 1.0) / (g * g) * (2.0 * tokens + 2.0 * keys) * row,
+            Self::GatherKv => others * 2.0 * keys * row,
+            Self::GatherX => others * tokens * row,
+            // Its heads of the others' rows, and the others' heads of its own.
+            Self::Ulysses => (others * heads * (tokens + 2.0 * keys) + share * (1.0 - heads) * tokens) * row,
         }
     }
 
-    /// Arithmetic a rank does that it would not do alone.
-    pub fn extra_flop(self, shape: &BlockShape, g: usize) -> f64 {
+    /// Arithmetic such a rank does beyond its share of what one rank would do.
+    pub fn extra_flop(self, shape: &BlockShape, g: usize, share: f64) -> f64 {
+        let (tokens, width) = (shape.n_tokens as f64, shape.width as f64);
         match self {
-            Self::GatherX => {
-                let others = (g as f64 - 1.0) / g as f64 * shape.n_tokens as f64;
-                4.0 * others * (shape.width * shape.width) as f64
-            }
-            Self::GatherKv | Self::Ulysses => 0.0,
+            Self::GatherKv => 0.0,
+            Self::GatherX => 4.0 * (1.0 - share) * tokens * width * width,
+            // Heads are shared out evenly however rows are cut.
+            Self::Ulysses => 4.0 * (1.0 / g as f64 - share) * tokens * shape.n_keys() * width,
         }
     }
 
-    /// The quickest exchange for a block on `g` ranks of this pace; the plainest among equals.
-    pub fn choose(shape: &BlockShape, g: usize, pace: Pace) -> Self {
-        let seconds = |way: &Self| way.bytes(shape, g) / pace.bytes_per_s + way.extra_flop(shape, g) / pace.flop_per_s;
+    /// The quickest exchange for a block on ranks that hold these shares of the rows; the plainest among equals.
+    ///
+    /// Rows were cut by speed, so a rank of few rows is a slow one; `pace` is that of a rank of average speed.
+    pub fn choose(shape: &BlockShape, shares: &[f64], pace: Pace) -> Self {
+        let g = shares.len();
+        let seconds = |way: &Self| {
+            let of = |share: &f64| {
+                let flop_per_s = pace.flop_per_s * g as f64 * share.max(f64::MIN_POSITIVE);
+                way.bytes(shape, g, *share) / pace.bytes_per_s + way.extra_flop(shape, g, *share) / flop_per_s
+            };
+            shares.iter().map(of).fold(0.0, f64::max)
+        };
         let possible = Self::ALL.into_iter().filter(|way| way.fits(shape, g));
         possible.min_by(|a, b| seconds(a).total_cmp(&seconds(b))).unwrap_or(Self::GatherKv)
     }
@@ -87,15 +100,26 @@ impl Exchange {
         }
     }
 
-    /// The choice for each block of a model.
+    /// The choice for each block of a model whose rows are shared evenly by `g` ranks.
     pub fn for_blocks(spec: &DitSpec, n_tokens: usize, g: usize, pace: Pace) -> Vec<Self> {
+        Self::for_shares(spec, n_tokens, &vec![1.0 / g as f64; g], pace)
+    }
+
+    /// The choice for each block of a model whose rows are cut into `bands`.
+    pub fn for_bands(spec: &DitSpec, n_tokens: usize, bands: &[RowRange], pace: Pace) -> Vec<Self> {
+        let n_rows = bands.iter().map(|band| band.n_rows()).sum::<usize>() as f64;
+        let shares: Vec<f64> = bands.iter().map(|band| band.n_rows() as f64 / n_rows).collect();
+        Self::for_shares(spec, n_tokens, &shares, pace)
+    }
+
+    fn for_shares(spec: &DitSpec, n_tokens: usize, shares: &[f64], pace: Pace) -> Vec<Self> {
         let shape = |layer| BlockShape {
             n_tokens,
             width: spec.width(),
             heads: spec.heads,
             kv_ratio: spec.kv_ratio(LayerIdx(layer)),
         };
-        (0..spec.depth).map(|layer| Self::choose(&shape(layer), g, pace)).collect()
+        (0..spec.depth).map(|layer| Self::choose(&shape(layer), shares, pace)).collect()
     }
 }
 
@@ -115,14 +139,23 @@ mod tests {
         BlockShape { n_tokens: 65_536, width: 1152, heads: 16, kv_ratio }
     }
 
+    fn even(g: usize) -> Vec<f64> {
+        vec![1.0 / g as f64; g]
+    }
+
     #[test]
     fn compressed_keys_beat_ulysses_while_the_ratio_squared_exceeds_the_other_ranks() {
         for g in 2..=16 {
             for kv_ratio in [2, 4] {
                 let expected = if kv_ratio * kv_ratio >= g { Exchange::GatherKv } else { Exchange::Ulysses };
-                let bytes = Exchange::GatherKv.bytes(&xl(kv_ratio), g) - Exchange::Ulysses.bytes(&xl(kv_ratio), g);
-                if bytes != 0.0 {
-                    assert_eq!(Exchange::choose(&xl(kv_ratio), g, NETWORK_BOUND), expected, "R {kv_ratio}, {g} ranks");
+                let bytes = |way: Exchange| way.bytes(&xl(kv_ratio), g, 1.0 / g as f64);
+                let more = bytes(Exchange::GatherKv) - bytes(Exchange::Ulysses);
+                if more.abs() > 1.0 {
+                    assert_eq!(
+                        Exchange::choose(&xl(kv_ratio), &even(g), NETWORK_BOUND),
+                        expected,
+                        "R {kv_ratio}, {g} ranks"
+                    );
                 }
             }
         }
@@ -130,16 +163,37 @@ mod tests {
 
     #[test]
     fn rows_are_gathered_on_few_ranks_with_a_slow_network_only() {
-        assert_eq!(Exchange::choose(&xl(1), 2, NETWORK_BOUND), Exchange::GatherX);
-        assert_eq!(Exchange::choose(&xl(1), 3, NETWORK_BOUND), Exchange::GatherX);
-        assert_eq!(Exchange::choose(&xl(1), 5, NETWORK_BOUND), Exchange::Ulysses);
+        assert_eq!(Exchange::choose(&xl(1), &even(2), NETWORK_BOUND), Exchange::GatherX);
+        assert_eq!(Exchange::choose(&xl(1), &even(3), NETWORK_BOUND), Exchange::GatherX);
+        assert_eq!(Exchange::choose(&xl(1), &even(5), NETWORK_BOUND), Exchange::Ulysses);
         let slow_cores = Pace { flop_per_s: 1e11, bytes_per_s: 1e10 };
-        assert_ne!(Exchange::choose(&xl(1), 2, slow_cores), Exchange::GatherX);
+        assert_ne!(Exchange::choose(&xl(1), &even(2), slow_cores), Exchange::GatherX);
     }
 
     #[test]
     fn ulysses_is_not_chosen_for_more_ranks_than_heads() {
         let two_heads = BlockShape { n_tokens: 1024, width: 144, heads: 2, kv_ratio: 1 };
-        assert_eq!(Exchange::choose(&two_heads, 8, Pace { flop_per_s: 1e9, bytes_per_s: 1e9 }), Exchange::GatherKv);
+        assert_eq!(
+            Exchange::choose(&two_heads, &even(8), Pace { flop_per_s: 1e9, bytes_per_s: 1e9 }),
+            Exchange::GatherKv
+        );
+    }
+
+    #[test]
+    fn a_slow_rank_is_spared_what_does_not_shrink_with_its_rows() {
+        let demo = BlockShape { n_tokens: 4_096, width: 144, heads: 2, kv_ratio: 1 };
+        assert_eq!(Exchange::choose(&demo, &even(2), Pace::default()), Exchange::GatherX);
+        assert_eq!(Exchange::choose(&demo, &[0.84, 0.16], Pace::default()), Exchange::GatherKv);
+        let fast_link = Pace { flop_per_s: 1e12, bytes_per_s: 1e9 };
+        assert_eq!(Exchange::choose(&xl(1), &even(5), fast_link), Exchange::Ulysses);
+        let one_slow = [0.24, 0.24, 0.24, 0.24, 0.04];
+        assert_ne!(Exchange::choose(&xl(1), &one_slow, fast_link), Exchange::Ulysses, "a fifth of all heads");
+    }
+
+    #[test]
+    fn arithmetic_beyond_the_shares_of_ulysses_adds_up_to_nothing() {
+        let shares = [0.5, 0.3, 0.2];
+        let sum: f64 = shares.iter().map(|share| Exchange::Ulysses.extra_flop(&xl(2), 3, *share)).sum();
+        assert!(sum.abs() < 1e-3 * Exchange::Ulysses.extra_flop(&xl(2), 3, 0.2), "{sum}");
     }
 }

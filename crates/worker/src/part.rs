@@ -89,8 +89,8 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
     };
     let peers = assignment.peers.iter().map(|peer| peer.address.clone()).collect();
     let fabric = tools.port.open(assignment.epoch, image_hash(assignment), assignment.rank, peers);
-    let n_bands = assignment.mesh.bands().len();
-    let exchanges = Exchange::for_blocks(&spec.dit, latent.tokens().n_tokens(), n_bands, Pace::default());
+    let bands = assignment.mesh.bands();
+    let exchanges = Exchange::for_bands(&spec.dit, latent.tokens().n_tokens(), bands, Pace::default());
     let seat = Seat { renderer: &renderer, assignment, fabric: &*fabric, exchanges: &exchanges, pools: &tools.pools };
     match seat.run(start, desk)? {
         Outcome::Stopped { n_steps_done } => {
