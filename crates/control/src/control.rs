@@ -256,6 +256,8 @@ impl Control {
             Input::StepTaken { worker, session, epoch, rank: _, compute_ms } => {
                 if self.is_seated(&worker, session, epoch) {
                     self.step_taken(&worker, epoch, compute_ms);
+                    // The slow one's time may come behind the step: a step more split as it is would be a long one.
+                    self.split_better(|attempt| attempt.epoch == epoch);
                 }
                 false
             }

@@ -40,14 +40,18 @@ impl Control {
         for epoch in self.to_make_room() {
             self.stop(epoch, false);
         }
-        // One at a time: who is free can join but one image, and the next is judged by what is true then.
-        if let Some((epoch, for_speed)) = self.to_split_better() {
-            if let Some(proof) = self.attempts.get(&epoch).and_then(|attempt| self.proof(attempt)).filter(|_| for_speed)
-            {
-                self.forget_before(epoch, proof.n_steps);
-            }
-            self.stop(epoch, for_speed);
+        self.split_better(|_| true);
+    }
+
+    /// Stops one attempt of those that are `meant`, if another split is better. One at a time: who is free can join but
+    /// one image, and the next is judged by what is true then.
+    pub(crate) fn split_better(&mut self, meant: impl Fn(&Attempt) -> bool) {
+        let Some((epoch, for_speed)) = self.to_split_better(meant) else { return };
+        let proof = self.attempts.get(&epoch).filter(|_| for_speed).and_then(|attempt| self.proof(attempt));
+        if let Some(proof) = proof {
+            self.forget_before(epoch, proof.n_steps);
         }
+        self.stop(epoch, for_speed);
     }
 
     /// What was before the last `n_steps` was another speed.
@@ -130,12 +134,12 @@ impl Control {
 
     /// The attempt that would gain most from members that are free, or from bands cut by measured speed; and whether
     /// speed is all that it stops for.
-    fn to_split_better(&self) -> Option<(Epoch, bool)> {
+    fn to_split_better(&self, meant: impl Fn(&Attempt) -> bool) -> Option<(Epoch, bool)> {
         if self.attempts.values().any(|attempt| attempt.stopped.is_some()) {
             return None;
         }
         let mut best: Option<(f64, Epoch, bool)> = None;
-        for attempt in self.stoppable().filter(|attempt| self.n_steps_taken(attempt) > 0) {
+        for attempt in self.stoppable().filter(|attempt| meant(attempt) && self.n_steps_taken(attempt) > 0) {
             let is_awaited = self.queue.ready().any(|(need, _)| self.could_serve(attempt, need));
             let joins = self.joins(attempt);
             let for_speed = joins.iter().all(|worker| attempt.passed_over.contains(*worker));
@@ -190,9 +194,15 @@ impl Control {
                 .enumerate()
                 .map(|(idx, (least, most))| if idx == slow { *most } else { *least })
                 .collect();
+            let asked = self.config.replan_gain * STEPS_OF_PROOF as f64 / n_steps as f64;
+            // No cut is better than one to the fraction of a row, which costs nothing to try.
+            let n_branches = if is_guided { 2.0 } else { 1.0 };
+            let least_ms = n_branches * grid.rows as f64 / paces.iter().sum::<f64>();
+            if 1.0 - least_ms / now_ms <= asked {
+                return None;
+            }
             paces.sort_by(|a, b| b.total_cmp(a));
             let gain = 1.0 - Mesh::choose(grid, facts.kv_ratio, is_guided, &paces).cost / now_ms;
-            let asked = self.config.replan_gain * STEPS_OF_PROOF as f64 / n_steps as f64;
             // The step in which all stop is split as it was.
             let saved_ms = gain * now_ms * (n_left - 1.0);
             (gain > asked && saved_ms > now_ms + self.config.replan_cost_ms).then_some(Proof { gain, n_steps })

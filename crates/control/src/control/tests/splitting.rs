@@ -6,13 +6,15 @@ use super::*;
 fn step(farm: &mut Farm, job: &JobId, n: usize, ms: &[(&str, SessionId, f64)]) -> Vec<Output> {
     let epoch = farm.epoch(job, 0);
     let attempt = farm.control.attempt(epoch).expect("a running image has an attempt").clone();
+    let mut outputs = Vec::new();
     for (rank, seat) in attempt.seats.iter().enumerate() {
         let rank = plan::Rank(rank as u16);
         let (_, session, ms) = *ms.iter().find(|(worker, ..)| *worker == seat.0).expect("all paces are given");
         let compute_ms = ms * (attempt.mesh.band(rank).n_rows() * attempt.mesh.branches(rank, true).len()) as f64;
-        farm.hear(Input::StepTaken { worker: seat.clone(), session, epoch, rank, compute_ms });
+        outputs.extend(farm.hear(Input::StepTaken { worker: seat.clone(), session, epoch, rank, compute_ms }));
     }
-    farm.hear(Input::StepKept { epoch, n_steps_done: n })
+    outputs.extend(farm.hear(Input::StepKept { epoch, n_steps_done: n }));
+    outputs
 }
 
 #[test]
@@ -169,6 +171,22 @@ fn a_speed_that_drops_to_a_fifth_is_heeded_within_four_steps() {
         let after = draw(&mut farm, &workers, |_, worker| noise.even() * if worker == "b" { 50.0 } else { 10.0 });
         assert_eq!(after, [], "seed {seed}: the next picture begins with what was learnt");
     }
+}
+
+#[test]
+fn a_time_that_comes_behind_its_step_is_heeded_at_once() {
+    let mut farm = Farm::new();
+    let workers = ["a", "b"].map(|name| (name, farm.join(name)));
+    let job = farm.submit(1);
+    let epoch = farm.epoch(&job, 0);
+    step(&mut farm, &job, 1, &[("a", workers[0].1, 10.0), ("b", workers[1].1, 50.0)]);
+    let taken = |rank: usize, compute_ms| {
+        let (worker, session) = workers[rank];
+        Input::StepTaken { worker: id(worker), session, epoch, rank: plan::Rank(rank as u16), compute_ms }
+    };
+    assert_eq!(stops(&farm.hear(taken(0, 160.0))), []);
+    assert_eq!(stops(&farm.keep(&job, 0, 2)), [], "b's second time is not known");
+    assert_eq!(stops(&farm.hear(taken(1, 800.0))), [("a".to_owned(), epoch)]);
 }
 
 #[test]
