@@ -1,12 +1,13 @@
 """Times pictures made by a worker and a second one that is held at a fifth of a core, against the sum of their speeds.
 
     cargo build --release
-    python benches/compare/slow_worker.py [--rounds 3] [--size 1024x1024] [--steps 16] [--share 0.2]
+    python benches/compare/slow_worker.py [--rounds 3] [--size 1024x1024] [--steps 16] [--share 0.2] [--pin]
 
-Three farms of real processes, one thread a worker: the quick worker alone, the held one alone, and both. The held one
-is stopped and continued by signals, so that it runs for 2 of every 10 ms. Pictures of the three are made in turn. A
-rate is steps over the time from a picture's second step to its last, so that loading and the captions are left out and
-the search for the right split is not.
+Three farms of real processes, one thread a worker: the quick worker alone, the held one alone, and both. All threads of
+the held one together have 2 ms of every 10, by a control group where one can be made, else by signals. Pictures of the
+three are made in turn. A rate is steps over the time from a picture's second step to its last, so that loading and the
+captions are left out and the search for the right split is not. With --pin the quick worker has a core for its threads
+and those that carry tensors, and all else another; without it they go where the system puts them.
 
 Printed are the medians of the three rates, what both reach of the sum of the two alone, and for each picture how often
 it was split anew: the first one once, since the worker was probed before it was held; later ones begin as it ended.
@@ -30,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "snowy mountains at sunset with a full moon on the left"
 PERIOD_S = 0.010
+CORES = sorted(os.sched_getaffinity(0))
 
 
 class Quota:
@@ -110,19 +112,20 @@ class Farm:
         self.url = f"http://{address}"
         self.log = open(folder / "log", "w+", encoding="utf-8")
         places = ["--store", f"redb:{folder}/store", "--artifacts", f"file:{folder}/pictures"]
-        self.start(["coordinator", "--listen", address, *places])
+        self.start(["coordinator", "--listen", address, *places], CORES[-1])
         self.until_it_says("coordinating on")
         for name in names:
             self.status[name] = free_address()
             where = ["--coordinator", self.url, "--status", self.status[name]]
-            self.start(["worker", *where, "--name", name, "--threads", "1", "--model", args.model])
+            self.start(["worker", *where, "--name", name, "--threads", "1", "--model", args.model], CORES[-1] if name == "held" else CORES[0])
             self.until_it_says("joined", len(self.children) - 1)
             if name == "held":
                 self.held.append(hold(self.children[-1].pid, args.share))
 
-    def start(self, arguments):
+    def start(self, arguments, core):
         child = subprocess.Popen(
-            [self.args.fresco, *arguments], stdout=self.log, stderr=self.log, env=os.environ | {"FRESCO_LOG": "info"}
+            [self.args.fresco, *arguments], stdout=self.log, stderr=self.log, env=os.environ | {"FRESCO_LOG": "info"},
+            preexec_fn=lambda: os.sched_setaffinity(0, {core} if self.args.pin else CORES),
         )
         self.children.append(child)
 
@@ -191,6 +194,7 @@ def parse_arguments():
     parser.add_argument("--size", default="1024x1024", help="of a picture (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=16, help="of a picture (default: %(default)s)")
     parser.add_argument("--share", type=float, default=0.2, help="of the time the held worker runs (default: %(default)s)")
+    parser.add_argument("--pin", action="store_true", help="give the quick worker a core and all else another")
     parser.add_argument("--model", default=str(ROOT / "models/demo"), help="(default: the demo)")
     parser.add_argument("--fresco", default=str(ROOT / "target/release/fresco"), help="the binary (default: %(default)s)")
     args = parser.parse_args()
