@@ -312,18 +312,34 @@ impl UpConv {
     /// If the shapes do not fit.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
         let (outputs, inputs, bias) = parameters(weight, bias)?;
+        let all = Self::phase_weights(weight)?;
+        let mut phases = all.chunks_exact(outputs * 4 * inputs);
+        let mut next = || {
+            let phase = phases.next().unwrap_or_default();
+            Packed::new(4 * inputs, outputs, |k, n| phase[n * 4 * inputs + k])
+        };
+        Ok(Self { phases: [next(), next(), next(), next()], bias, inputs })
+    }
+
+    /// The weights of each phase, `[phase][outputs][dy][dx][inputs]`, from those of the 3×3 convolution.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub(crate) fn phase_weights(weight: &Tensor) -> Result<Vec<f32>> {
+        let (outputs, inputs, _, _) = weight.dims4()?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         // Which of three taps fall on the first and on the second small pixel, by parity of the output.
         const TAPS: [[&[usize]; 2]; 2] = [[&[0], &[1, 2]], [&[0, 1], &[2]]];
-        let phase = |py: usize, px: usize| {
-            Packed::new(4 * inputs, outputs, |k, n| {
-                let (tap, channel) = (k / inputs, k % inputs);
+        let mut all = vec![0.0; 16 * outputs * inputs];
+        all.par_chunks_mut(inputs).enumerate().for_each(|(line, to)| {
+            let (phase, n, tap) = (line / 4 / outputs, line / 4 % outputs, line % 4);
+            let (ys, xs) = (TAPS[phase / 2][tap / 2], TAPS[phase % 2][tap % 2]);
+            for (channel, to) in to.iter_mut().enumerate() {
                 let of = |y: &usize, x: &usize| f64::from(weight[(n * inputs + channel) * 9 + y * 3 + x]);
-                let (ys, xs) = (TAPS[py][tap / 2], TAPS[px][tap % 2]);
-                ys.iter().map(|y| xs.iter().map(|x| of(y, x)).sum::<f64>()).sum::<f64>() as f32
-            })
-        };
-        Ok(Self { phases: [phase(0, 0), phase(0, 1), phase(1, 0), phase(1, 1)], bias, inputs })
+                *to = ys.iter().map(|y| xs.iter().map(|x| of(y, x)).sum::<f64>()).sum::<f64>() as f32;
+            }
+        });
+        Ok(all)
     }
 
     /// `x` `[rows, cols, inputs]` to `[2·rows, 2·cols, outputs]`; the halo is of the small picture.

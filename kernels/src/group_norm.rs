@@ -106,7 +106,7 @@ pub struct ChannelAffine {
     /// Factor of each channel.
     pub(crate) scale: Vec<f32>,
     /// Added to each channel; as many as there are factors.
-    shift: Vec<f32>,
+    pub(crate) shift: Vec<f32>,
 }
 
 /// The map that normalises by `partials` (`[blocks][groups]`, in row order, of the whole picture) and then

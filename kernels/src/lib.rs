@@ -10,6 +10,8 @@
 mod attention;
 mod buffer;
 mod conv;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod group_norm;
 mod isa;
 mod linear;

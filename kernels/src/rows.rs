@@ -81,10 +81,10 @@ pub struct Compress {
     ratio: usize,
     width: usize,
     /// `[ratio · ratio][width]`: a tap's weights lie together.
-    taps: Vec<f32>,
-    bias: Vec<f32>,
-    norm_weight: Vec<f32>,
-    norm_bias: Vec<f32>,
+    pub(crate) taps: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) norm_weight: Vec<f32>,
+    pub(crate) norm_bias: Vec<f32>,
 }
 
 /// PyTorch's default, which the reference uses for this norm alone.
