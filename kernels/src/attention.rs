@@ -31,6 +31,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Ten
     if k.dims() != v.dims() || k.dim(1)? != width || heads == 0 || width % heads != 0 || [width, n_keys].contains(&0) {
         bail!("attention of {heads} heads over q {:?}, k {:?}, v {:?}", q.dims(), k.dims(), v.dims());
     }
+    #[cfg(feature = "cuda")]
+    if let Some(device) = crate::cuda::device::on_gpu(q) {
+        return crate::cuda::ops::attention(&device, q, k, v, heads);
+    }
     let d = width / heads;
     let mut out = output(&[n_queries, width])?;
     let shared = SharedMut::new(&mut out);

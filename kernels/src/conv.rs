@@ -6,10 +6,14 @@
 //!
 //! Each output pixel is a sum over taps and channels in index order, wherever the picture is cut.
 
+#[cfg(feature = "cuda")]
+use candle_core::{DType, Device};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::buffer::{SharedMut, output, share_memory, with_values, with_values_mut};
+#[cfg(feature = "cuda")]
+use crate::cuda::{device::on_gpu, ops::Layer};
 use crate::group_norm::ChannelAffine;
 use crate::linear::{Linear, Packed};
 use crate::simd::{LANES, Simd, dispatch};
@@ -57,20 +61,36 @@ pub struct Conv3x3 {
     taps: Packed,
     bias: Vec<f32>,
     inputs: usize,
+    #[cfg(feature = "cuda")]
+    on_gpu: Option<Layer>,
 }
 
 impl Conv3x3 {
-    /// From `weight` `[outputs, inputs, 3, 3]` and `bias` `[outputs]`.
+    /// From `weight` `[outputs, inputs, 3, 3]` and `bias` `[outputs]`, on the device of `weight` and, on a GPU, of its
+    /// type.
     ///
     /// # Errors
     /// If the shapes do not fit.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        let (outputs, inputs, bias) = parameters(weight, bias)?;
+        let (outputs, inputs) = parameters(weight, bias)?;
+        #[cfg(feature = "cuda")]
+        if on_gpu(weight).is_some() {
+            let by_tap = weight.permute((0, 2, 3, 1))?.contiguous()?.reshape((outputs, 9 * inputs))?;
+            let on_gpu = Some(Layer::new(by_tap, Some(bias), 9)?);
+            return Ok(Self { taps: Packed::elsewhere(9 * inputs, outputs), bias: Vec::new(), inputs, on_gpu });
+        }
+        let bias = bias.to_vec1()?;
         let weight = weight.flatten_all()?;
         let taps = with_values(&weight, |w| {
             Packed::new(9 * inputs, outputs, |k, n| w[(n * inputs + k % inputs) * 9 + k / inputs])
         })?;
-        Ok(Self { taps, bias, inputs })
+        Ok(Self {
+            taps,
+            bias,
+            inputs,
+            #[cfg(feature = "cuda")]
+            on_gpu: None,
+        })
     }
 
     /// `x` `[rows, cols, inputs]` to `[rows, cols, outputs]`: `conv(silu(norm(x))) + shortcut`, or
@@ -86,6 +106,10 @@ impl Conv3x3 {
         shortcut: Shortcut<'_>,
     ) -> Result<Tensor> {
         let (rows, cols, _) = x.dims3()?;
+        #[cfg(feature = "cuda")]
+        if let (Some(layer), Some(device)) = (&self.on_gpu, on_gpu(x)) {
+            return layer.convolve(&device, x, halo, norm, shortcut);
+        }
         let mut out = output(&[rows, cols, self.taps.n])?;
         let shared = SharedMut::new(&mut out);
         let edges = edges(halo)?;
@@ -93,7 +117,7 @@ impl Conv3x3 {
         Tensor::from_vec(out, (rows, cols, self.taps.n), x.device())
     }
 
-    /// As [`Self::forward`], with the result in the place of `x`, which nobody else may hold.
+    /// As [`Self::forward`], with the result in the place of `x`, which nobody else may hold; on a GPU, beside it.
     ///
     /// # Errors
     /// As [`Self::forward`], or if inputs and outputs differ in number, or the shortcut is a view of `x`.
@@ -104,6 +128,10 @@ impl Conv3x3 {
         norm: Option<&ChannelAffine>,
         shortcut: Shortcut<'_>,
     ) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if on_gpu(&x).is_some() {
+            return self.forward(&x, halo, norm, shortcut);
+        }
         if self.inputs != self.taps.n {
             bail!("a convolution of {} channels to {} cannot write over its input", self.inputs, self.taps.n);
         }
@@ -179,13 +207,13 @@ fn edges(halo: &Halo) -> Result<Edges> {
     Ok((copy(&halo.above)?, copy(&halo.below)?))
 }
 
-/// Outputs and inputs of a 3×3 convolution's `weight`, and the values of its `bias`, which fits it.
-fn parameters(weight: &Tensor, bias: &Tensor) -> Result<(usize, usize, Vec<f32>)> {
+/// Outputs and inputs of a 3×3 convolution's `weight`, whose `bias` fits it.
+fn parameters(weight: &Tensor, bias: &Tensor) -> Result<(usize, usize)> {
     let (outputs, inputs, height, width) = weight.dims4()?;
     if (height, width) != (3, 3) || outputs == 0 || inputs == 0 || bias.dims() != [outputs] {
         bail!("no 3x3 convolution: weight {:?}, bias {:?}", weight.dims(), bias.dims());
     }
-    Ok((outputs, inputs, bias.to_vec1()?))
+    Ok((outputs, inputs))
 }
 
 /// What a task computes: rows of the strip's outputs, columns, panels.
@@ -303,22 +331,41 @@ pub struct UpConv {
     phases: [Packed; 4],
     bias: Vec<f32>,
     inputs: usize,
+    #[cfg(feature = "cuda")]
+    on_gpu: Option<Layer>,
 }
 
 impl UpConv {
-    /// From the 3×3 convolution's `weight` `[outputs, inputs, 3, 3]` and `bias`.
+    /// From the 3×3 convolution's `weight` `[outputs, inputs, 3, 3]` and `bias`, on the device of `weight` and, on a GPU,
+    /// of its type.
     ///
     /// # Errors
     /// If the shapes do not fit.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        let (outputs, inputs, bias) = parameters(weight, bias)?;
+        let (outputs, inputs) = parameters(weight, bias)?;
+        #[cfg(feature = "cuda")]
+        if on_gpu(weight).is_some() {
+            let all = Self::phase_weights(&weight.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)?;
+            let all = Tensor::from_vec(all, (4 * outputs, 4 * inputs), &Device::Cpu)?;
+            let all = all.to_device(weight.device())?.to_dtype(weight.dtype())?;
+            let none = || Packed::elsewhere(4 * inputs, outputs);
+            let on_gpu = Some(Layer::new(all, Some(bias), 4)?);
+            return Ok(Self { phases: [none(), none(), none(), none()], bias: Vec::new(), inputs, on_gpu });
+        }
+        let bias = bias.to_vec1()?;
         let all = Self::phase_weights(weight)?;
         let mut phases = all.chunks_exact(outputs * 4 * inputs);
         let mut next = || {
             let phase = phases.next().unwrap_or_default();
             Packed::new(4 * inputs, outputs, |k, n| phase[n * 4 * inputs + k])
         };
-        Ok(Self { phases: [next(), next(), next(), next()], bias, inputs })
+        Ok(Self {
+            phases: [next(), next(), next(), next()],
+            bias,
+            inputs,
+            #[cfg(feature = "cuda")]
+            on_gpu: None,
+        })
     }
 
     /// The weights of each phase, `[phase][outputs][dy][dx][inputs]`, from those of the 3×3 convolution.
@@ -350,6 +397,10 @@ impl UpConv {
         let (rows, cols, inputs) = x.dims3()?;
         if inputs != self.inputs || cols == 0 {
             bail!("an enlarging convolution of {} channels was given {:?}", self.inputs, x.dims());
+        }
+        #[cfg(feature = "cuda")]
+        if let (Some(layer), Some(device)) = (&self.on_gpu, on_gpu(x)) {
+            return layer.convolve(&device, x, halo, None, Shortcut::None);
         }
         let outputs = self.phases[0].n;
         let mut out = output(&[4, rows, cols, outputs])?;

@@ -3,7 +3,11 @@
 //! Tests run the kernels on a CPU, in an emulator, against this crate's own bodies; so jobs are built without the
 //! feature `cuda` too.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod device;
 pub(crate) mod job;
+#[cfg(feature = "cuda")]
+pub(crate) mod ops;
 
 #[cfg(test)]
 mod emulated;

@@ -8,6 +8,8 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::buffer::{output, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda::{device::on_gpu, ops};
 use crate::simd::{LANES, Simd, dispatch, silu};
 
 /// Pixels whose sums are taken in f32 before they are folded into f64.
@@ -48,6 +50,10 @@ pub fn moments(x: &Tensor, groups: usize, block_rows: usize) -> Result<Vec<Momen
     let (rows, cols, channels) = x.dims3()?;
     if [block_rows, groups, cols, channels].contains(&0) || rows % block_rows != 0 || channels % groups != 0 {
         bail!("moments of {rows} rows in blocks of {block_rows}, {channels} channels in {groups} groups");
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(device) = on_gpu(x) {
+        return ops::moments(&device, x, groups, block_rows);
     }
     with_values(x, |x| {
         let mut out = vec![Moments::NONE; rows / block_rows * groups];
@@ -136,6 +142,10 @@ pub fn apply(x: &Tensor, affine: &ChannelAffine) -> Result<Tensor> {
     let (rows, cols, channels) = x.dims3()?;
     if channels != affine.scale.len() || [cols, channels].contains(&0) {
         bail!("a map of {} channels applied to {:?}", affine.scale.len(), x.dims());
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(device) = on_gpu(x) {
+        return ops::apply(&device, x, affine);
     }
     let mut out = output(&[rows, cols, channels])?;
     with_values(x, |x| {

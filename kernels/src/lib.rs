@@ -12,6 +12,7 @@ mod buffer;
 mod conv;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;
+mod finite;
 mod group_norm;
 mod isa;
 mod linear;
@@ -23,6 +24,9 @@ mod tile;
 pub use attention::attention;
 pub use buffer::with_values;
 pub use conv::{Conv3x3, Halo, Shortcut, UpConv};
+#[cfg(feature = "cuda")]
+pub use cuda::device::{architecture, gpu, wait_for};
+pub use finite::{all_finite, is_finite};
 pub use group_norm::{ChannelAffine, Moments, affine_of, apply, moments};
 pub use isa::{Isa, isa};
 pub use linear::{Epilogue, Linear, Mlp};

@@ -5,6 +5,8 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::buffer::{AlignedBuffer, SharedMut, output, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda::{device::on_gpu, ops::Layer};
 use crate::simd::{LANES, Simd, dispatch, gelu_tanh, silu};
 use crate::tile::{self, Operands, PANEL};
 
@@ -70,6 +72,12 @@ impl Packed {
         Self { values, k, n }
     }
 
+    /// A matrix whose values lie on another device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn elsewhere(k: usize, n: usize) -> Self {
+        Self { values: AlignedBuffer::zeroed(0), k, n }
+    }
+
     pub(crate) fn n_panels(&self) -> usize {
         self.n.div_ceil(PANEL)
     }
@@ -89,24 +97,36 @@ impl Packed {
 pub struct Linear {
     packed: Packed,
     bias: Option<Vec<f32>>,
+    #[cfg(feature = "cuda")]
+    on_gpu: Option<Layer>,
 }
 
 impl Linear {
-    /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`.
+    /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`, on the device of `weight` and, on a GPU, of its type.
     ///
     /// # Errors
     /// If the shapes do not fit.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
-        let bias = bias.map(|bias| bias.to_vec1::<f32>()).transpose()?;
-        if bias.as_ref().is_some_and(|bias| bias.len() != outputs) {
+        if bias.is_some_and(|bias| bias.dims() != [outputs]) {
             bail!("a bias does not have the {outputs} outputs of its weight");
         }
         if inputs == 0 || outputs == 0 {
             bail!("a linear layer of {inputs} inputs and {outputs} outputs");
         }
+        #[cfg(feature = "cuda")]
+        if on_gpu(weight).is_some() {
+            let layer = Layer::new(weight.clone(), bias, 1)?;
+            return Ok(Self { packed: Packed::elsewhere(inputs, outputs), bias: None, on_gpu: Some(layer) });
+        }
+        let bias = bias.map(|bias| bias.to_vec1::<f32>()).transpose()?;
         let packed = with_values(weight, |w| Packed::new(inputs, outputs, |k, n| w[n * inputs + k]))?;
-        Ok(Self { packed, bias })
+        Ok(Self {
+            packed,
+            bias,
+            #[cfg(feature = "cuda")]
+            on_gpu: None,
+        })
     }
 
     /// Channels out.
@@ -161,6 +181,10 @@ impl Linear {
     /// If shapes do not fit, or a tensor is not contiguous f32 on the CPU.
     pub fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
         let rows = self.check_input(x)?;
+        #[cfg(feature = "cuda")]
+        if let (Some(layer), Some(device)) = (&self.on_gpu, on_gpu(x)) {
+            return layer.linear(&device, x, epilogue);
+        }
         let axes = (rows, self.packed.n);
         let mut out = output(&[rows, self.packed.n])?;
         with_values(x, |x| with_finish(epilogue, axes, |finish| self.run(rows, x, &mut out, finish)))??;
@@ -311,6 +335,10 @@ impl Mlp {
     /// As [`Linear::forward`].
     pub fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
         let rows = self.widen.check_input(x)?;
+        #[cfg(feature = "cuda")]
+        if on_gpu(x).is_some() {
+            return self.narrow.forward(&self.widen.forward(x, Epilogue::Gelu)?, epilogue);
+        }
         let (inputs, hidden, outputs) = (self.widen.packed.k, self.widen.packed.n, self.narrow.packed.n);
         if hidden != self.narrow.packed.k {
             bail!("an mlp of {hidden} hidden channels goes on with {}", self.narrow.packed.k);

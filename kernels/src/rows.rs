@@ -1,9 +1,11 @@
 //! Operations on single token rows: layer norm with what follows it, and the compression of keys and values.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::buffer::{output, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda::{device::on_gpu, ops};
 use crate::simd::{LANES, Simd, dispatch};
 
 /// Rows a task takes.
@@ -20,6 +22,10 @@ pub fn layer_norm_modulate(x: &Tensor, shift: &[f32], scale: &[f32], eps: f32) -
     let (rows, width) = x.dims2()?;
     if shift.len() != width || scale.len() != width || width == 0 {
         bail!("modulation of {} and {} channels on rows of {width}", shift.len(), scale.len());
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(device) = on_gpu(x) {
+        return ops::layer_norm_modulate(&device, x, shift, scale, eps);
     }
     let weight: Vec<f32> = scale.iter().map(|scale| 1.0 + scale).collect();
     let mut out = output(&[rows, width])?;
@@ -85,30 +91,47 @@ pub struct Compress {
     pub(crate) bias: Vec<f32>,
     pub(crate) norm_weight: Vec<f32>,
     pub(crate) norm_bias: Vec<f32>,
+    #[cfg(feature = "cuda")]
+    on_gpu: Option<ops::CompressLayer>,
 }
 
 /// PyTorch's default, which the reference uses for this norm alone.
 const COMPRESS_EPS: f32 = 1e-5;
 
 impl Compress {
-    /// From the convolution's `weight` `[width, 1, ratio, ratio]` and `bias`, and the norm's.
+    /// From the convolution's `weight` `[width, 1, ratio, ratio]` and `bias`, and the norm's; on the device of `weight`.
     ///
     /// # Errors
     /// If shapes do not fit.
     pub fn new(weight: &Tensor, bias: &Tensor, norm_weight: &Tensor, norm_bias: &Tensor) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        let device = on_gpu(weight);
         let (width, depth, ratio, ratio_across) = weight.dims4()?;
         if (depth, ratio) != (1, ratio_across) || width == 0 || ratio == 0 {
             bail!("no square depth-wise convolution: weight {:?}", weight.dims());
         }
-        let weight = weight.flatten_all()?.to_vec1::<f32>()?;
+        let weight = weight.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         let n_taps = ratio * ratio;
-        let taps = (0..n_taps * width).map(|i| weight[i % width * n_taps + i / width]).collect();
-        let vector = |tensor: &Tensor| tensor.to_vec1::<f32>();
+        let taps: Vec<f32> = (0..n_taps * width).map(|i| weight[i % width * n_taps + i / width]).collect();
+        let vector = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_vec1::<f32>();
         let (bias, norm_weight, norm_bias) = (vector(bias)?, vector(norm_weight)?, vector(norm_bias)?);
         if [&bias, &norm_weight, &norm_bias].iter().any(|vector| vector.len() != width) {
             bail!("compression of {width} channels with vectors of another length");
         }
-        Ok(Self { ratio, width, taps, bias, norm_weight, norm_bias })
+        #[cfg(feature = "cuda")]
+        let on_gpu = device
+            .map(|device| ops::CompressLayer::new(&device, [&taps, &bias, &norm_weight, &norm_bias]))
+            .transpose()?;
+        Ok(Self {
+            ratio,
+            width,
+            taps,
+            bias,
+            norm_weight,
+            norm_bias,
+            #[cfg(feature = "cuda")]
+            on_gpu,
+        })
     }
 
     /// Kernel and stride.
@@ -126,6 +149,10 @@ impl Compress {
         let (tokens, width) = x.dims2()?;
         if width != self.width || cols == 0 || tokens % cols != 0 {
             bail!("compression of {tokens} tokens of {width} channels in rows of {cols}");
+        }
+        #[cfg(feature = "cuda")]
+        if let (Some(layer), Some(device)) = (&self.on_gpu, on_gpu(x)) {
+            return layer.forward(&device, x, cols, self.ratio, COMPRESS_EPS);
         }
         let (out_rows, out_cols) = (tokens / cols / self.ratio, cols / self.ratio);
         let mut out = output(&[out_rows, out_cols, width])?;

@@ -6,11 +6,12 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use kernels::{Epilogue, Linear, layer_norm_modulate};
 use plan::{DitSpec, LayerIdx, RowRange, TokenGrid};
 
 use crate::finite::{self, ForwardError};
+use crate::place::{Place, bring_back};
 use crate::seam::AttentionContext;
 use crate::weights::Weights;
 
@@ -70,6 +71,7 @@ impl Stage {
 /// The whole transformer.
 pub struct Dit {
     spec: DitSpec,
+    place: Place,
     patches: PatchEmbed,
     timestep: TimestepEmbed,
     caption_widen: Linear,
@@ -86,6 +88,7 @@ impl Dit {
     pub fn load(spec: &DitSpec, weights: &Weights) -> Result<Self> {
         Ok(Self {
             spec: spec.clone(),
+            place: weights.place().clone(),
             patches: PatchEmbed::load(spec, weights)?,
             timestep: TimestepEmbed::load(weights)?,
             caption_widen: linear(weights, "caption_projection.linear_1")?,
@@ -105,14 +108,14 @@ impl Dit {
     /// # Errors
     /// If shapes do not fit.
     pub fn caption(&self, embeds: &Tensor) -> Result<Vec<CaptionKeys>> {
-        let hidden = self.caption_widen.forward(embeds, Epilogue::Gelu)?;
+        let hidden = self.caption_widen.forward(&self.place.take(embeds)?, Epilogue::Gelu)?;
         self.stage.caption_keys(&self.caption_project.forward(&hidden, Epilogue::None)?)
     }
 
     /// Prediction for rows `band` of the token grid `grid`, at timestep `t` (0..1000).
     ///
     /// `latent`: `[4, 2·rows, 2·cols]`, the band's rows. Gives `[8, 2·rows, 2·cols]`: noise in channels 0–3,
-    /// the learned variance, which this sampler does not use, in 4–7.
+    /// the learned variance, which this sampler does not use, in 4–7. Both are f32 on the CPU, wherever the blocks run.
     ///
     /// # Errors
     /// If shapes do not fit, a value stops being finite, or `ctx` fails.
@@ -147,7 +150,7 @@ impl Head {
     fn forward(&self, x: &Tensor, rows: usize, cols: usize, embedding: &[f32]) -> Result<Tensor> {
         let [shift, scale] = [0, 1].map(|row| sum(&self.table[row], embedding));
         let x = layer_norm_modulate(x, &shift, &scale, NORM_EPS)?;
-        let x = self.project.forward(&x, Epilogue::None)?;
+        let x = bring_back(&self.project.forward(&x, Epilogue::None)?)?;
         // [rows, cols, p, q, channel] to [channel, rows, p, cols, q]
         let x = x.reshape((rows, cols, 2, 2, DitSpec::OUT_CHANNELS))?.permute((4, 0, 2, 1, 3))?;
         x.contiguous()?.reshape((DitSpec::OUT_CHANNELS, 2 * rows, 2 * cols))
@@ -161,8 +164,7 @@ fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
 /// The linear layer `name`, with its bias.
 pub(crate) fn linear(weights: &Weights, name: &str) -> Result<Linear> {
     let bias = weights.f32(&format!("{name}.bias"))?;
-    let weight = weights.f32(&format!("{name}.weight"))?;
-    debug_assert_eq!(weight.dtype(), DType::F32);
+    let weight = weights.placed(&format!("{name}.weight"))?;
     // A 1×1 convolution is a linear layer on channels.
     let outputs = weight.dim(0)?;
     Linear::new(&weight.reshape((outputs, ()))?, Some(&bias))

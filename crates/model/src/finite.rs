@@ -1,7 +1,6 @@
 //! The guard against black pictures: a value that is no number ends the work with the name of its tensor.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 /// Why a network's forward pass ended early.
 #[derive(Debug, thiserror::Error)]
@@ -28,17 +27,6 @@ pub(crate) fn first_line(error: &candle_core::Error) -> String {
 /// # Errors
 /// [`ForwardError::NotFinite`] otherwise.
 pub fn check(x: &Tensor, name: impl Fn() -> String) -> Result<(), ForwardError> {
-    let finite = kernels::with_values(x, |values| values.par_chunks(CHUNK).all(all))?;
+    let finite = kernels::is_finite(x)?;
     if finite { Ok(()) } else { Err(ForwardError::NotFinite { tensor: name() }) }
-}
-
-/// Values looked at together: enough for a thread, and soon done with where the first is at fault.
-const CHUNK: usize = 1 << 16;
-
-/// Whether all values are finite; on the calling thread.
-pub fn all(values: &[f32]) -> bool {
-    const EXPONENT: u32 = 0x7f80_0000;
-    // Comparing each chunk as a whole keeps the loop free of branches.
-    let is_finite = |finite, value: &f32| finite & (value.to_bits() & EXPONENT != EXPONENT);
-    values.chunks(CHUNK).all(|chunk| chunk.iter().fold(true, is_finite))
 }

@@ -10,6 +10,7 @@ use plan::{ImageSize, ModelSpec, TextSpec};
 use sha2::{Digest, Sha256};
 
 use crate::config::{self, Config, DIT_KEYS, TEXT_KEYS, VAE_KEYS};
+use crate::place::Place;
 use crate::sampler::NoiseSchedule;
 use crate::text::TextWeights;
 use crate::tokenizer::Tokenizer;
@@ -79,6 +80,17 @@ impl ModelFolder {
             Some(folder) if faults.is_empty() => Ok(folder),
             _ => Err(FolderError { faults }),
         }
+    }
+
+    /// For networks that compute on `place`.
+    #[must_use]
+    pub fn on(self, place: &Place) -> Self {
+        Self { dit: self.dit.on(place.clone()), vae: self.vae.on(place.clone()), ..self }
+    }
+
+    /// Where the networks compute.
+    pub fn place(&self) -> &Place {
+        self.dit.place()
     }
 
     fn collect(places: &Places<'_>, faults: &mut Vec<String>) -> Option<Self> {

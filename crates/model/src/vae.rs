@@ -10,6 +10,7 @@ use plan::VaeSpec;
 
 use crate::dit::linear;
 use crate::finite::{self, ForwardError};
+use crate::place::{Place, bring_back};
 use crate::seam::RowExchange;
 use crate::weights::Weights;
 
@@ -20,6 +21,7 @@ const IMAGE_CHANNELS: usize = 3;
 /// The decoder's weights.
 pub struct Decoder {
     spec: VaeSpec,
+    place: Place,
     post_quant: Option<Linear>,
     conv_in: Conv3x3,
     mid_first: Resnet,
@@ -60,7 +62,10 @@ impl Decoder {
                     .collect::<Result<_>>()?;
                 let enlarge = if level + 1 < spec.widths.len() {
                     let conv = format!("{name}.upsamplers.0.conv");
-                    Some(UpConv::new(&weights.f32(&format!("{conv}.weight"))?, &weights.f32(&format!("{conv}.bias"))?)?)
+                    Some(UpConv::new(
+                        &weights.placed(&format!("{conv}.weight"))?,
+                        &weights.f32(&format!("{conv}.bias"))?,
+                    )?)
                 } else {
                     None
                 };
@@ -69,6 +74,7 @@ impl Decoder {
             .collect::<Result<_>>()?;
         Ok(Self {
             spec: spec.clone(),
+            place: weights.place().clone(),
             post_quant: spec.has_post_quant_conv.then(|| linear(weights, "post_quant_conv")).transpose()?,
             conv_in: conv(weights, "decoder.conv_in")?,
             mid_first: resnet("decoder.mid_block.resnets.0")?,
@@ -88,7 +94,7 @@ impl Decoder {
         4 + self.levels.iter().map(|level| level.resnets.len() + usize::from(level.enlarge.is_some())).sum::<usize>()
     }
 
-    /// A band of latents `[4, rows, cols]` to pixels `[rows·8, cols·8, 3]`, nominally in −1..1.
+    /// A band of latents `[4, rows, cols]` to pixels `[rows·8, cols·8, 3]`, nominally in −1..1; both are f32 on the CPU.
     ///
     /// `part_done` is told after each of [`Self::n_parts`] layers and may break off.
     ///
@@ -137,14 +143,14 @@ impl Decoder {
         let norm = self.norm_out.affine(&mut band)?;
         let halo = band.exchange.halo(&band.x)?;
         let x = self.conv_out.forward(&band.x, &halo, Some(&norm), Shortcut::None)?;
-        checked(x, "decoder.conv_out")
+        Ok(bring_back(&checked(x, "decoder.conv_out")?)?)
     }
 
     /// Latents as the encoder left them, channels last.
     fn enter(&self, latents: &Tensor) -> Result<Tensor> {
         let (channels, rows, cols) = latents.dims3()?;
         let x = latents.affine(1.0 / self.spec.scaling_factor, self.spec.shift_factor)?;
-        let x = x.permute((1, 2, 0))?.contiguous()?.reshape((rows * cols, channels))?;
+        let x = self.place.take(&x.permute((1, 2, 0))?.contiguous()?.reshape((rows * cols, channels))?)?;
         let x = match &self.post_quant {
             Some(post_quant) => post_quant.forward(&x, Epilogue::None)?,
             None => x,
@@ -163,7 +169,7 @@ pub fn picture(pixels: &Tensor) -> Result<Tensor> {
 }
 
 fn conv(weights: &Weights, name: &str) -> Result<Conv3x3> {
-    Conv3x3::new(&weights.f32(&format!("{name}.weight"))?, &weights.f32(&format!("{name}.bias"))?)
+    Conv3x3::new(&weights.placed(&format!("{name}.weight"))?, &weights.f32(&format!("{name}.bias"))?)
 }
 
 struct GroupNorm {

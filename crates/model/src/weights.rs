@@ -12,6 +12,8 @@ use rayon::prelude::*;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::place::Place;
+
 pub mod random;
 
 /// The weight files of one network.
@@ -19,6 +21,7 @@ pub struct Weights {
     files: Vec<WeightFile>,
     /// File of each tensor.
     index: BTreeMap<String, usize>,
+    place: Place,
 }
 
 struct WeightFile {
@@ -61,7 +64,7 @@ impl Weights {
                 }
             }
         }
-        if faults.is_empty() { Ok(Self { files, index }) } else { Err(faults) }
+        if faults.is_empty() { Ok(Self { files, index, place: Place::default() }) } else { Err(faults) }
     }
 
     /// Names of all tensors, sorted.
@@ -99,7 +102,26 @@ impl Weights {
         }
     }
 
-    /// Tensor `name` in f32.
+    /// For networks that compute on `place`.
+    #[must_use]
+    pub fn on(self, place: Place) -> Self {
+        Self { place, ..self }
+    }
+
+    /// Where the networks compute.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Tensor `name` where the networks compute, in the type they compute in.
+    ///
+    /// # Errors
+    /// As [`Self::f32`], or if the device's memory is short.
+    pub fn placed(&self, name: &str) -> candle_core::Result<Tensor> {
+        self.place.take(&self.f32(name)?)
+    }
+
+    /// Tensor `name` in f32, on the CPU.
     ///
     /// # Errors
     /// If there is no such tensor, or its type is not f32, f16 or bf16.

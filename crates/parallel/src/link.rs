@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Result, Tensor};
 use fabric::{Fabric, FabricError, Payload};
+use model::Place;
+use model::place::bring_back;
 use plan::Rank;
 use plan::program::Tag;
 
@@ -46,7 +48,7 @@ impl<'a> Link<'a> {
     /// Sends the values of `x` to rank `to`, if all of them are finite.
     pub(crate) fn send(&self, to: Rank, tag: Tag, x: &Payload) -> Result<()> {
         let is_finite = match x {
-            Payload::F32(values) => model::finite::all(values),
+            Payload::F32(values) => kernels::all_finite(values),
             Payload::F64(values) => values.iter().all(|value| value.is_finite()),
             Payload::Bytes(_) => true,
         };
@@ -103,15 +105,15 @@ impl<'a> Link<'a> {
     }
 }
 
-/// The values of `x`, ready to travel.
+/// The values of `x`, from wherever it lies, ready to travel.
 pub(crate) fn payload(x: &Tensor) -> Result<Payload> {
-    Ok(Payload::F32(Arc::new(x.flatten_all()?.to_vec1()?)))
+    Ok(Payload::F32(Arc::new(bring_back(x)?.flatten_all()?.to_vec1()?)))
 }
 
-/// Parts that follow each other as one tensor of rows of `width` values.
-pub(crate) fn rows_of(parts: &[Arc<Vec<f32>>], width: usize) -> Result<Tensor> {
+/// Parts that follow each other as one tensor of rows of `width` values, where and in the type the networks compute.
+pub(crate) fn rows_of(parts: &[Arc<Vec<f32>>], width: usize, place: &Place) -> Result<Tensor> {
     let mut all = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
     parts.iter().for_each(|part| all.extend_from_slice(part));
     let n_rows = all.len() / width.max(1);
-    Tensor::from_vec(all, (n_rows, width), &Device::Cpu)
+    place.take(&Tensor::from_vec(all, (n_rows, width), &Device::Cpu)?)
 }

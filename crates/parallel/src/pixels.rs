@@ -7,6 +7,8 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use fabric::Payload;
 use kernels::{Halo, Moments};
+use model::Place;
+use model::place::bring_back;
 use model::seam::RowExchange;
 use plan::Rank;
 use plan::program::Tag;
@@ -66,6 +68,7 @@ impl RowExchange for BandOfPixels<'_> {
     fn halo(&mut self, x: &Tensor) -> Result<Halo> {
         let tag = self.next_tag();
         let (n_rows, cols, channels) = x.dims3()?;
+        let place = Place::of(x);
         let own_idx = self.own_idx();
         let above = own_idx.checked_sub(1).map(|idx| self.order[idx]);
         let below = self.order.get(own_idx + 1).copied();
@@ -76,7 +79,7 @@ impl RowExchange for BandOfPixels<'_> {
         }
         let mut row_of = |from: Option<Rank>| {
             let values = from.map(|from| self.turn.aside(|| self.link.recv_f32(from, tag))).transpose()?;
-            let row = values.map(|values| Tensor::from_slice(&values, (1, cols, channels), &Device::Cpu));
+            let row = values.map(|values| place.take(&Tensor::from_slice(&values, (1, cols, channels), &Device::Cpu)?));
             row.transpose()
         };
         Ok(Halo { above: row_of(above)?, below: row_of(below)? })
@@ -95,10 +98,11 @@ impl RowExchange for BandOfPixels<'_> {
     fn gather(&mut self, x: Tensor) -> Result<Tensor> {
         let tag = self.next_tag();
         let width = x.dim(1)?;
-        let own = Arc::new(x.flatten_all()?.to_vec1::<f32>()?);
+        let place = Place::of(&x);
+        let own = Arc::new(bring_back(&x)?.flatten_all()?.to_vec1::<f32>()?);
         drop(x);
         self.send_to_others(tag, &Payload::F32(Arc::clone(&own)))?;
         let parts = self.collect(own, |link, from| link.recv_f32(from, tag))?;
-        rows_of(&parts, width)
+        rows_of(&parts, width, &place)
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 use fabric::Payload;
 use kernels::attention;
+use model::Place;
 use model::seam::{AttentionContext, SelfAttention};
 use plan::program::{Part, Tag};
 use plan::{Branch, Exchange, Rank, RowRange, StepIdx};
@@ -115,7 +116,7 @@ impl BandOfTokens<'_> {
                     let tag = self.tag(rows, Part::Attended);
                     let values = self.turn.aside(|| self.link.recv_f32(*from, tag))?;
                     expect_len(&values, n_own * width, *from)?;
-                    rows_of(&[values], width)?
+                    rows_of(&[values], width, &Place::of(rows.rows()))?
                 }
             });
         }
@@ -144,7 +145,7 @@ impl BandOfTokens<'_> {
                 self.turn.aside(|| self.link.recv_f32(*from, tag))?
             });
         }
-        rows_of(&parts, width)
+        rows_of(&parts, width, &Place::of(rows.rows()))
     }
 
     /// The others with their place in the group, beginning behind this rank, so that not all send to one first.

@@ -48,15 +48,27 @@ fn launcher() -> Launch {
     unsafe { std::mem::transmute::<*mut c_void, Launch>(found) }
 }
 
+impl Number {
+    fn bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+}
+
 /// Runs a job to its end. The emulator has one device: jobs wait for each other.
-fn run(number: Number, parameters: &impl Parameters) {
+fn run<P: Parameters>(number: Number, parameters: &P) {
     static LAUNCH: OnceLock<Mutex<Launch>> = OnceLock::new();
     let launch = LAUNCH.get_or_init(|| Mutex::new(launcher())).lock().unwrap_or_else(PoisonError::into_inner);
     let job = parameters.job(number);
     let name = CString::new(job.kernel.clone()).expect("holds no zero");
     // SAFETY: the parameters are the struct the kernel takes, and their addresses are of buffers the test keeps.
     let status = unsafe {
-        launch(name.as_ptr(), job.blocks.as_ptr(), job.threads, job.shared_bytes as usize, parameters.address())
+        launch(
+            name.as_ptr(),
+            job.blocks.as_ptr(),
+            job.threads,
+            job.shared_bytes as usize,
+            std::ptr::from_ref(parameters).cast(),
+        )
     };
     assert_eq!(status, 0, "no kernel {}", job.kernel);
 }

@@ -1,8 +1,6 @@
 //! What is asked of a GPU: for each operation the kernel's name, its parameters as kernels/cuda has them, and how many
 //! threads run it. Pure: addresses are numbers here, whoever runs a job says where they lie.
 
-use std::ffi::c_void;
-
 /// An address in the device's memory; zero for what is not there.
 pub(crate) type Address = u64;
 
@@ -11,15 +9,6 @@ pub(crate) type Address = u64;
 pub(crate) enum Number {
     F32,
     Bf16,
-}
-
-impl Number {
-    pub(crate) fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
 }
 
 /// A kernel to be run, and over how much.
@@ -38,11 +27,6 @@ pub(crate) struct Job {
 pub(crate) trait Parameters {
     /// The job over these parameters.
     fn job(&self, number: Number) -> Job;
-
-    /// The parameters' own address.
-    fn address(&self) -> *const c_void {
-        std::ptr::from_ref(self).cast()
-    }
 }
 
 /// More outputs than any picture has pixels would be needed to pass this.
@@ -218,6 +202,7 @@ pub(crate) struct Attention {
 }
 
 /// Widest head of the plain kernel.
+#[cfg(feature = "cuda")]
 pub(crate) const MAX_HEAD_WIDTH: usize = 512;
 
 impl Parameters for Attention {

@@ -5,6 +5,7 @@ use kernels::{Epilogue, Linear};
 use plan::{DitSpec, RowRange, TokenGrid};
 
 use super::linear;
+use crate::place::Place;
 use crate::weights::Weights;
 
 /// Width of the timestep's sinusoidal code.
@@ -12,6 +13,7 @@ pub(super) const TIMESTEP_WIDTH: usize = 256;
 
 /// 2×2 cells to a token, plus the code of the token's place.
 pub(super) struct PatchEmbed {
+    place: Place,
     project: Linear,
     width: usize,
     base_tokens: usize,
@@ -21,6 +23,7 @@ pub(super) struct PatchEmbed {
 impl PatchEmbed {
     pub(super) fn load(spec: &DitSpec, weights: &Weights) -> Result<Self> {
         Ok(Self {
+            place: weights.place().clone(),
             project: linear(weights, "pos_embed.proj")?,
             width: spec.width(),
             base_tokens: spec.base_tokens(),
@@ -34,8 +37,8 @@ impl PatchEmbed {
         // [channel, rows, p, cols, q] to [rows, cols, channel, p, q], the order of the convolution's weights
         let cells = latent.reshape((channels, band.n_rows(), 2, grid.cols, 2))?.permute((1, 3, 0, 2, 4))?;
         let cells = cells.contiguous()?.reshape((band.n_rows() * grid.cols, 4 * channels))?;
-        let places = self.places(band, grid)?;
-        self.project.forward(&cells, Epilogue::Onto { residual: &places, gate: None })
+        let places = self.place.take(&self.places(band, grid)?)?;
+        self.project.forward(&self.place.take(&cells)?, Epilogue::Onto { residual: &places, gate: None })
     }
 
     /// Sinusoidal codes of the places of a band's tokens, `[rows·cols, width]`: column first, then row.
@@ -82,9 +85,9 @@ pub(super) struct Time {
 impl TimestepEmbed {
     pub(super) fn load(weights: &Weights) -> Result<Self> {
         Ok(Self {
-            widen: linear(weights, "adaln_single.emb.timestep_embedder.linear_1")?,
-            embed: linear(weights, "adaln_single.emb.timestep_embedder.linear_2")?,
-            modulate: linear(weights, "adaln_single.linear")?,
+            widen: at_home(weights, "adaln_single.emb.timestep_embedder.linear_1")?,
+            embed: at_home(weights, "adaln_single.emb.timestep_embedder.linear_2")?,
+            modulate: at_home(weights, "adaln_single.linear")?,
         })
     }
 
@@ -96,6 +99,11 @@ impl TimestepEmbed {
         let modulation = self.modulate.forward(&activated, Epilogue::None)?.flatten_all()?.to_vec1()?;
         Ok(Time { embedding, modulation })
     }
+}
+
+/// The linear layer `name` on the CPU: one row is not worth a journey.
+fn at_home(weights: &Weights, name: &str) -> Result<Linear> {
+    Linear::new(&weights.f32(&format!("{name}.weight"))?, Some(&weights.f32(&format!("{name}.bias"))?))
 }
 
 /// Cosines, then sines, of the timestep at 128 frequencies; frequencies and angles are rounded to f32 as in

@@ -1,0 +1,78 @@
+//! Where a model's networks compute, and in which type.
+//!
+//! Latents, the sampler, the timestep's small network and the text encoder stay on the CPU in f32: they are little work, and
+//! so the same on every machine. Tokens and pixels live on the place.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+/// A device and the type it computes in.
+#[derive(Debug, Clone)]
+pub struct Place {
+    device: Device,
+    dtype: DType,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { device: Device::Cpu, dtype: DType::F32 }
+    }
+}
+
+impl Place {
+    /// On `device`: in f32 on a CPU, in bf16 on a GPU.
+    pub fn new(device: Device) -> Self {
+        let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+        Self { device, dtype }
+    }
+
+    /// Where `x` lies, and its type.
+    pub fn of(x: &Tensor) -> Self {
+        Self { device: x.device().clone(), dtype: x.dtype() }
+    }
+
+    /// The same device, computing in f32.
+    #[must_use]
+    pub fn in_f32(self) -> Self {
+        Self { dtype: DType::F32, ..self }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// `x` brought here.
+    ///
+    /// # Errors
+    /// If memory is short.
+    pub fn take(&self, x: &Tensor) -> Result<Tensor> {
+        x.to_dtype(self.dtype)?.to_device(&self.device)
+    }
+
+    /// The class of what is computed here; text is encoded on the CPU, so a GPU's class names the CPU's too.
+    pub fn numeric_class(&self) -> String {
+        let cpu = crate::numeric_class();
+        match &self.device {
+            Device::Cpu => cpu.to_owned(),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => {
+                let architecture = kernels::architecture(gpu).unwrap_or_else(|_| "unknown".into());
+                let dtype = self.dtype.as_str();
+                format!("cuda-{architecture}-{dtype}-{}-{cpu}", crate::class::KERNELS)
+            }
+            other => format!("{other:?}-{cpu}").to_lowercase(),
+        }
+    }
+}
+
+/// `x` on the CPU, in f32.
+///
+/// # Errors
+/// If the device failed at what it was given.
+pub fn bring_back(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        return x.to_dtype(DType::F32);
+    }
+    // A view would bring all of the memory it is a part of.
+    x.force_contiguous()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+}

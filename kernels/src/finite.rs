@@ -1,0 +1,29 @@
+//! Whether values are numbers at all.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use crate::buffer::with_values;
+
+/// Values looked at together: enough for a thread, and soon done with where the first is at fault.
+const CHUNK: usize = 1 << 16;
+
+/// Whether all values of `x` are finite.
+///
+/// # Errors
+/// If `x` is not contiguous f32 on the CPU, or f32 or bf16 on a GPU.
+pub fn is_finite(x: &Tensor) -> Result<bool> {
+    #[cfg(feature = "cuda")]
+    if let Some(device) = crate::cuda::device::on_gpu(x) {
+        return crate::cuda::ops::is_finite(&device, x);
+    }
+    with_values(x, |values| values.par_chunks(CHUNK).all(all_finite))
+}
+
+/// Whether all values are finite; on the calling thread.
+pub fn all_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    // Comparing each chunk as a whole keeps the loop free of branches.
+    let is_finite = |finite, value: &f32| finite & (value.to_bits() & EXPONENT != EXPONENT);
+    values.chunks(CHUNK).all(|chunk| chunk.iter().fold(true, is_finite))
+}
