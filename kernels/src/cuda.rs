@@ -1,13 +1,15 @@
 //! The same operations on an NVIDIA GPU: kernels in `kernels/cuda`, the jobs that run them, and the device they run on.
 //!
-//! Tests run the kernels on a CPU, in an emulator, against this crate's own bodies; so jobs are built without the
-//! feature `cuda` too.
+//! Only with the feature `cuda` is a GPU computed on. Without it one can ask which GPUs there are; and tests run the
+//! kernels on a CPU, in an emulator, against this crate's own bodies.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod device;
+#[cfg(any(test, feature = "cuda"))]
 pub(crate) mod job;
 #[cfg(feature = "cuda")]
 pub(crate) mod ops;
+pub(crate) mod probe;
 
 #[cfg(test)]
 mod emulated;

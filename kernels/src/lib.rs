@@ -10,7 +10,6 @@
 mod attention;
 mod buffer;
 mod conv;
-#[cfg(any(test, feature = "cuda"))]
 mod cuda;
 mod finite;
 mod group_norm;
@@ -25,7 +24,8 @@ pub use attention::attention;
 pub use buffer::with_values;
 pub use conv::{Conv3x3, Halo, Shortcut, UpConv};
 #[cfg(feature = "cuda")]
-pub use cuda::device::{architecture, gpu, wait_for};
+pub use cuda::device::{architecture, free_bytes, gpu};
+pub use cuda::probe::{Gpu, GpuError, find_gpu};
 pub use finite::{all_finite, is_finite};
 pub use group_norm::{ChannelAffine, Moments, affine_of, apply, moments};
 pub use isa::{Isa, isa};

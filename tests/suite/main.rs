@@ -3,6 +3,7 @@
 
 mod architecture;
 mod folders;
+mod gpu;
 mod parity;
 mod poison;
 mod rows;

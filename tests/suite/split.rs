@@ -20,7 +20,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 fn renderer(dir: &str) -> Renderer {
     let dir = tests::repo_root().join(dir);
     let folder = ModelFolder::open(Path::new(&dir), None).expect("the folder is sound");
-    Renderer::load(Arc::new(folder)).expect("the weights load")
+    Renderer::load(Arc::new(folder.on(&crate::gpu::place()))).expect("the weights load")
 }
 
 fn request(size: ImageSize, guidance: f64) -> RenderRequest {

@@ -7,8 +7,10 @@ mod scale;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use model::Place;
 use plan::ImageSize;
 
+use crate::device::{self, DeviceName};
 use crate::exit::Stop;
 use crate::measure::{self, Measurement};
 use crate::terminal;
@@ -22,7 +24,8 @@ Examples:
   fresco bench vae --size 1024x1024 --json
   fresco bench scale --runs 9
   fresco bench link --bytes 1048576,67108864
-  fresco bench attention --queries 4096 --keys 1024")]
+  fresco bench attention --queries 4096 --keys 1024
+  fresco bench block --tokens 65536 --kv-ratio 2 --device cuda:0")]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     pub(crate) command: BenchCommand,
@@ -55,6 +58,10 @@ pub(crate) struct RunArgs {
     /// How many runs; the median is reported
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) runs: u32,
+
+    /// What computes: cpu, or cuda:N for the Nth NVIDIA GPU, in bf16
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceName,
 
     /// Print one JSON object
     #[arg(long)]
@@ -126,7 +133,7 @@ pub(crate) struct AttentionArgs {
 /// Runs one measurement and prints it.
 pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
     match args.command {
-        BenchCommand::Device(args) => device(&args),
+        BenchCommand::Device(args) => machine(&args),
         BenchCommand::Block(args) => {
             if !args.width.is_multiple_of(args.heads) || !args.width.is_multiple_of(4) {
                 let (width, heads) = (args.width, args.heads);
@@ -134,8 +141,15 @@ pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
             }
             let head_width = (args.width / args.heads) as usize;
             let what = format!("block of {} channels, {} tokens, R = {}", args.width, args.tokens, args.kv_ratio);
-            measure_and_show(&args.run, &what, |runs| {
-                measure::block(args.tokens as usize, args.heads as usize, head_width, args.kv_ratio as usize, runs)
+            measure_and_show(&args.run, &what, |place, runs| {
+                measure::block(
+                    place,
+                    args.tokens as usize,
+                    args.heads as usize,
+                    head_width,
+                    args.kv_ratio as usize,
+                    runs,
+                )
             })
         }
         BenchCommand::Vae(args) => {
@@ -146,7 +160,9 @@ pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
                 return Err(Stop::Usage(format!("widths: {} are given, four levels are needed", widths.len())).into());
             }
             let what = format!("decode of {} with widths {widths:?}", args.size);
-            measure_and_show(&args.run, &what, |runs| measure::decode(args.size, &widths, 2, groups, runs))
+            measure_and_show(&args.run, &what, |place, runs| {
+                measure::decode(place, args.size, &widths, 2, groups, runs)
+            })
         }
         BenchCommand::Scale(args) => scale::run(&args),
         BenchCommand::Link(args) => link::run(&args),
@@ -154,7 +170,9 @@ pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
             let [queries, keys, heads, width] =
                 [args.queries, args.keys, args.heads, args.head_width].map(|value| value as usize);
             let what = format!("attention of {queries} queries over {keys} keys, {heads} heads of {width}");
-            measure_and_show(&args.run, &what, |runs| measure::attention(queries, keys, heads, width, runs))
+            measure_and_show(&args.run, &what, |place, runs| {
+                measure::attention(place, queries, keys, heads, width, runs)
+            })
         }
     }
 }
@@ -172,18 +190,20 @@ fn on_threads<R: Send>(threads: u32, f: impl FnOnce() -> anyhow::Result<R> + Sen
 fn measure_and_show(
     run: &RunArgs,
     what: &str,
-    measure: impl FnOnce(usize) -> anyhow::Result<Measurement> + Send,
+    measure: impl FnOnce(&Place, usize) -> anyhow::Result<Measurement> + Send,
 ) -> anyhow::Result<()> {
-    let measured = on_threads(run.threads, || measure(run.runs as usize))?;
+    let place = device::place(run.device)?;
+    let measured = on_threads(run.threads, || measure(&place, run.runs as usize))?;
     let (seconds, gflops) = (measured.median(), measured.flop / measured.median() / 1e9);
     if run.json {
         return terminal::say_json(&serde_json::json!({
             "what": what, "threads": run.threads, "seconds": seconds, "runs": measured.seconds,
             "gflops": (measured.flop > 0.0).then_some(gflops), "peak_bytes": measured.peak_bytes,
-            "numeric_class": model::numeric_class(),
+            "numeric_class": place.numeric_class(),
         }));
     }
-    let mut line = format!("{what}: {seconds:.4} s on {} threads, median of {}", run.threads, run.runs);
+    let on = if place.device().is_cpu() { format!("{} threads", run.threads) } else { "the GPU".into() };
+    let mut line = format!("{what}: {seconds:.4} s on {on}, median of {}", run.runs);
     if measured.flop > 0.0 {
         line += &format!(", {gflops:.0} GFLOP/s");
     }
@@ -194,24 +214,27 @@ fn measure_and_show(
 }
 
 /// What the planner needs to know of this machine.
-fn device(run: &RunArgs) -> anyhow::Result<()> {
+fn machine(run: &RunArgs) -> anyhow::Result<()> {
     const COPY_BYTES: usize = 256 << 20;
     let runs = run.runs as usize;
+    let place = device::place(run.device)?;
+    // Enough to fill what computes.
+    let rows = if place.device().is_cpu() { 1024 } else { 1 << 16 };
     let (linear, attention, copy) = on_threads(run.threads, || {
-        let linear = measure::linear(1024, 1152, 1152, runs)?;
-        let attention = measure::attention(1024, 4096, 16, 72, runs)?;
-        Ok((linear, attention, measure::copy(COPY_BYTES, runs)?))
+        let linear = measure::linear(&place, rows, 1152, 1152, runs)?;
+        let attention = measure::attention(&place, rows, 4096, 16, 72, runs)?;
+        Ok((linear, attention, measure::copy(&place, COPY_BYTES, runs)?))
     })?;
     let gflops = |measured: &Measurement| measured.flop / measured.median() / 1e9;
     // Every byte is read once and written once.
     let bandwidth = 2.0 * COPY_BYTES as f64 / copy.median() / 1e9;
     if run.json {
         return terminal::say_json(&serde_json::json!({
-            "isa": kernels::isa().to_string(), "numeric_class": model::numeric_class(), "threads": run.threads,
+            "isa": kernels::isa().to_string(), "numeric_class": place.numeric_class(), "threads": run.threads,
             "linear_gflops": gflops(&linear), "attention_gflops": gflops(&attention), "memory_gb_per_s": bandwidth,
         }));
     }
-    terminal::say(&format!("instruction set: {}, numeric class {}", kernels::isa(), model::numeric_class()))?;
+    terminal::say(&format!("instruction set: {}, numeric class {}", kernels::isa(), place.numeric_class()))?;
     terminal::say(&format!("linear layers:   {:.0} GFLOP/s on {} threads", gflops(&linear), run.threads))?;
     terminal::say(&format!("attention:       {:.0} GFLOP/s", gflops(&attention)))?;
     terminal::say(&format!("memory:          {bandwidth:.1} GB/s"))

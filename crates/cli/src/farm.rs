@@ -10,6 +10,7 @@ use anyhow::Context;
 use coordinator::Coordinator;
 use coordinator::role::CoordinatorArgs;
 use fabric::grpc::{Port, PortConfig};
+use model::Place;
 use prometheus::Registry;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,6 +22,7 @@ use worker::{Noise, Shutdown, Worker};
 
 use crate::args::{ServeArgs, WorkerArgs, WorkerCommand};
 use crate::client;
+use crate::device;
 use crate::engine::n_threads;
 use crate::exit::{Outcome, Stop};
 use crate::models;
@@ -30,7 +32,7 @@ use crate::terminal;
 /// Coordinator and workers in one process, until told to stop.
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
     coordinator::role::refuse_certificates()?;
-    let offered = open_models(&args.models)?;
+    let offered = open_models(&args.models, &Place::default())?;
     let port = Arc::new(bind(SocketAddr::new(args.listen.ip(), 0))?);
     let threads = n_threads(&args.threads);
     let registry = telemetry::registry("serve").context("make metrics")?;
@@ -84,7 +86,7 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
         return client::drain(&args);
     }
     coordinator::role::refuse_certificates()?;
-    let offered = open_models(&args.models)?;
+    let offered = open_models(&args.models, &device::place(args.device)?)?;
     let port = Arc::new(bind(args.listen)?);
     let name = args.name.unwrap_or_else(|| {
         format!("{}-{}", sysinfo::System::host_name().unwrap_or_else(|| "worker".into()), std::process::id())
@@ -140,7 +142,7 @@ impl PrivateFarm {
     ) -> anyhow::Result<Self> {
         let offered = {
             let _wait = Wait::start("reading the weights");
-            worker::open_models(&[(model.to_owned(), base.map(Path::to_owned))])?
+            worker::open_models(&[(model.to_owned(), base.map(Path::to_owned))], &Place::default())?
         };
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         let port = Arc::new(bind(any)?);
@@ -223,11 +225,11 @@ fn start_workers(
     Ok(workers)
 }
 
-fn open_models(asked: &[String]) -> anyhow::Result<Arc<Models>> {
+fn open_models(asked: &[String], place: &Place) -> anyhow::Result<Arc<Models>> {
     let find = |model: &String| Ok((models::find(model)?, None));
     let folders = asked.iter().map(find).collect::<Result<Vec<(PathBuf, Option<PathBuf>)>, Stop>>()?;
     let _wait = Wait::start("reading the weights");
-    worker::open_models(&folders)
+    worker::open_models(&folders, place)
 }
 
 fn bind(address: SocketAddr) -> anyhow::Result<Port> {

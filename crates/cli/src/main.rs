@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod client;
+mod device;
 mod doctor;
 mod engine;
 mod exit;
@@ -81,6 +82,9 @@ fn is_colored(stream: &impl IsTerminal) -> bool {
 }
 
 fn run(command: Command) -> anyhow::Result<Outcome> {
+    if cfg!(feature = "cuda") && !matches!(command, Command::Worker(_) | Command::Bench(_)) {
+        return Err(Stop::Usage("this program has `worker` and `bench` alone: use `fresco` for all else".into()).into());
+    }
     match command {
         Command::Render(args) => render::run(args),
         Command::Model(args) => model_command::run(args),

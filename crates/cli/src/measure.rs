@@ -9,8 +9,9 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use kernels::{Epilogue, Linear};
+use model::Place;
 use model::dit::{self, block::Block};
 use model::seam::{WholePicture, WholeSequence};
 use model::vae::{self, Decoder};
@@ -32,7 +33,11 @@ pub(crate) struct Measurement {
 }
 
 impl Measurement {
-    fn of(runs: usize, flop: f64, mut run: impl FnMut() -> Result<()>) -> Result<Self> {
+    fn of(place: &Place, runs: usize, flop: f64, mut work: impl FnMut() -> Result<()>) -> Result<Self> {
+        let mut run = || {
+            work()?;
+            Ok::<_, anyhow::Error>(place.wait()?)
+        };
         run()?;
         let before = memory::restart_peak();
         let mut seconds = Vec::with_capacity(runs);
@@ -53,6 +58,11 @@ impl Measurement {
     }
 }
 
+/// Random values of a shape, where they are needed.
+fn noise_on(place: &Place, shape: &[usize]) -> Result<Tensor> {
+    Ok(place.take(&noise(shape)?)?)
+}
+
 /// Random values of a shape.
 fn noise(shape: &[usize]) -> Result<Tensor> {
     let len: usize = shape.iter().product();
@@ -62,6 +72,7 @@ fn noise(shape: &[usize]) -> Result<Tensor> {
 
 /// Attention of `queries` over `keys`.
 pub(crate) fn attention(
+    place: &Place,
     queries: usize,
     keys: usize,
     heads: usize,
@@ -69,25 +80,30 @@ pub(crate) fn attention(
     runs: usize,
 ) -> Result<Measurement> {
     let width = heads * head_width;
-    let (q, k, v) = (noise(&[queries, width])?, noise(&[keys, width])?, noise(&[keys, width])?);
+    let (q, k, v) =
+        (noise_on(place, &[queries, width])?, noise_on(place, &[keys, width])?, noise_on(place, &[keys, width])?);
     let flop = 4.0 * queries as f64 * keys as f64 * width as f64;
-    Measurement::of(runs, flop, || Ok(kernels::attention(&q, &k, &v, heads).map(drop)?))
+    Measurement::of(place, runs, flop, || Ok(kernels::attention(&q, &k, &v, heads).map(drop)?))
 }
 
 /// A linear layer on `rows` rows.
-pub(crate) fn linear(rows: usize, inputs: usize, outputs: usize, runs: usize) -> Result<Measurement> {
-    let layer = Linear::new(&noise(&[outputs, inputs])?, None)?;
-    let x = noise(&[rows, inputs])?;
+pub(crate) fn linear(place: &Place, rows: usize, inputs: usize, outputs: usize, runs: usize) -> Result<Measurement> {
+    let layer = Linear::new(&noise_on(place, &[outputs, inputs])?, None)?;
+    let x = noise_on(place, &[rows, inputs])?;
     let flop = 2.0 * rows as f64 * inputs as f64 * outputs as f64;
-    Measurement::of(runs, flop, || Ok(layer.forward(&x, Epilogue::None).map(drop)?))
+    Measurement::of(place, runs, flop, || Ok(layer.forward(&x, Epilogue::None).map(drop)?))
 }
 
-/// A copy of `bytes` bytes, shared among all threads; read and written bytes over seconds is the bandwidth.
-pub(crate) fn copy(bytes: usize, runs: usize) -> Result<Measurement> {
+/// A copy of `bytes` bytes, on a CPU shared among all threads; read and written bytes over seconds is the bandwidth.
+pub(crate) fn copy(place: &Place, bytes: usize, runs: usize) -> Result<Measurement> {
     use rayon::prelude::*;
+    if !place.device().is_cpu() {
+        let from = Tensor::zeros(bytes / 4, DType::F32, place.device())?;
+        return Measurement::of(place, runs, 0.0, || Ok(from.copy().map(drop)?));
+    }
     let from = vec![1f32; bytes / 4];
     let mut to = vec![0f32; bytes / 4];
-    Measurement::of(runs, 0.0, || {
+    Measurement::of(place, runs, 0.0, || {
         to.par_chunks_mut(1 << 18).zip(from.par_chunks(1 << 18)).for_each(|(to, from)| to.copy_from_slice(from));
         Ok(())
     })
@@ -95,6 +111,7 @@ pub(crate) fn copy(bytes: usize, runs: usize) -> Result<Measurement> {
 
 /// One transformer block on `tokens` tokens in a grid as square as may be.
 pub(crate) fn block(
+    place: &Place,
     tokens: usize,
     heads: usize,
     head_width: usize,
@@ -112,22 +129,26 @@ pub(crate) fn block(
         kv_compress: (kv_ratio > 1).then_some(compress),
     };
     let (_dir, weights) = random_weights(&dit::manifest(&spec))?;
+    let weights = weights.on(place.clone());
     let block = Block::load(&spec, LayerIdx(0), &weights)?;
     let rows = (1..=tokens.isqrt()).rev().find(|rows| tokens.is_multiple_of(*rows)).unwrap_or(1);
     let cols = tokens / rows;
     let width = spec.width();
-    let x = noise(&[tokens, width])?;
+    let x = noise_on(place, &[tokens, width])?;
     let modulation = noise(&[6 * width])?.to_vec1::<f32>()?;
-    let caption = block.caption_keys(&noise(&[CAPTION_TOKENS, width])?)?;
+    let caption = block.caption_keys(&noise_on(place, &[CAPTION_TOKENS, width])?)?;
     let keys = (rows / kv_ratio) * (cols / kv_ratio);
     // Eight projections' worth in attention and MLP, two in cross-attention, and the two attentions.
     let flop = 28.0 * tokens as f64 * (width * width) as f64
         + 4.0 * tokens as f64 * (keys + CAPTION_TOKENS) as f64 * width as f64;
-    Measurement::of(runs, flop, || Ok(block.forward(&x, cols, &modulation, &caption, &mut WholeSequence).map(drop)?))
+    Measurement::of(place, runs, flop, || {
+        Ok(block.forward(&x, cols, &modulation, &caption, &mut WholeSequence).map(drop)?)
+    })
 }
 
 /// A decode to a picture of `size`, with a decoder of these level widths.
 pub(crate) fn decode(
+    place: &Place,
     size: ImageSize,
     widths: &[usize],
     layers_per_block: usize,
@@ -137,11 +158,12 @@ pub(crate) fn decode(
     let spec = VaeSpec::sdxl_family(widths, layers_per_block, groups);
     let manifest: Vec<_> = vae::manifest(&spec).into_iter().map(|(names, shape)| (names[0].clone(), shape)).collect();
     let (_dir, weights) = random_weights(&manifest)?;
+    let weights = weights.on(place.clone());
     let decoder = Decoder::load(&spec, &weights)?;
     drop(weights);
     let latent = size.latent(spec.factor());
     let latents = noise(&[4, latent.rows, latent.cols])?;
-    Measurement::of(runs, 0.0, || {
+    Measurement::of(place, runs, 0.0, || {
         let pixels = decoder.decode(&latents, &mut WholePicture, &mut |_| ControlFlow::Continue(()))?;
         drop(pixels);
         Ok(())

@@ -88,6 +88,11 @@ impl ModelFolder {
         Self { dit: self.dit.on(place.clone()), vae: self.vae.on(place.clone()), ..self }
     }
 
+    /// Memory its networks take where they compute, the text encoder's not counted: it runs on the CPU.
+    pub fn placed_bytes(&self) -> u64 {
+        self.dit.placed_bytes() + self.vae.placed_bytes()
+    }
+
     /// Where the networks compute.
     pub fn place(&self) -> &Place {
         self.dit.place()

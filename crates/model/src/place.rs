@@ -49,6 +49,33 @@ impl Place {
         x.to_dtype(self.dtype)?.to_device(&self.device)
     }
 
+    /// Bytes of a value.
+    pub(crate) fn value_bytes(&self) -> u64 {
+        self.dtype.size_in_bytes() as u64
+    }
+
+    /// Passes if a GPU has room for `needed_bytes`; a CPU's memory is the system's business.
+    ///
+    /// # Errors
+    /// The need and what is free, in words.
+    pub fn check_room(&self, needed_bytes: u64) -> std::result::Result<(), String> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => {
+                fits(needed_bytes, kernels::free_bytes(gpu).map_err(|error| error.to_string())? as u64)
+            }
+            _ => fits(needed_bytes, u64::MAX),
+        }
+    }
+
+    /// Waits until the device has done all it was given; at once on a CPU.
+    ///
+    /// # Errors
+    /// If what it was given failed.
+    pub fn wait(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
     /// The class of what is computed here; text is encoded on the CPU, so a GPU's class names the CPU's too.
     pub fn numeric_class(&self) -> String {
         let cpu = crate::numeric_class();
@@ -65,6 +92,14 @@ impl Place {
     }
 }
 
+fn fits(needed_bytes: u64, free_bytes: u64) -> std::result::Result<(), String> {
+    if needed_bytes <= free_bytes {
+        return Ok(());
+    }
+    let [needed, free] = [needed_bytes.div_ceil(1 << 20), free_bytes >> 20];
+    Err(format!("its networks need {needed} MiB of the GPU's memory, {free} MiB are free: stop what else uses it"))
+}
+
 /// `x` on the CPU, in f32.
 ///
 /// # Errors
@@ -75,4 +110,16 @@ pub fn bring_back(x: &Tensor) -> Result<Tensor> {
     }
     // A view would bring all of the memory it is a part of.
     x.force_contiguous()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_too_large_for_a_gpu_are_told_by_need_and_room() {
+        assert_eq!(fits(1 << 30, 1 << 30), Ok(()));
+        let error = fits((1 << 30) + 1, 1 << 30).expect_err("does not fit");
+        assert!(error.starts_with("its networks need 1025 MiB of the GPU's memory, 1024 MiB are free"), "{error}");
+    }
 }

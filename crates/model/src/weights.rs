@@ -102,6 +102,13 @@ impl Weights {
         }
     }
 
+    /// Memory its tensors take where the networks compute.
+    pub fn placed_bytes(&self) -> u64 {
+        let values = self.files.iter().flat_map(|file| file.metadata.tensors().into_values());
+        let n_values: u64 = values.map(|info| info.shape.iter().product::<usize>() as u64).sum();
+        n_values * self.place.value_bytes()
+    }
+
     /// For networks that compute on `place`.
     #[must_use]
     pub fn on(self, place: Place) -> Self {

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::Context;
 use candle_core::Tensor;
 use fabric::grpc::Port;
+use model::Place;
 use plan::WorkerId;
 use rayon::ThreadPool;
 use tokio::sync::watch;
@@ -97,7 +98,7 @@ impl Worker {
             .http2_keep_alive_interval(Duration::from_secs(2))
             .keep_alive_timeout(Duration::from_secs(4))
             .keep_alive_while_idle(true);
-        let flop_per_s = pools[0].install(probe::flop_per_s)?;
+        let flop_per_s = pools[0].install(|| probe::flop_per_s(models.place()))?;
         tracing::debug!(worker = config.name, flop_per_s, "measured this machine");
         Ok(Self {
             name: WorkerId(config.name),
@@ -122,10 +123,10 @@ impl Worker {
     }
 }
 
-/// Opens the folders of models a worker offers.
+/// Opens the folders of models a worker offers, whose networks will compute on `place`.
 ///
 /// # Errors
 /// If a folder is at fault; every fault is a line.
-pub fn open_models(folders: &[(PathBuf, Option<PathBuf>)]) -> anyhow::Result<Arc<Models>> {
-    Ok(Arc::new(Models::open(folders)?))
+pub fn open_models(folders: &[(PathBuf, Option<PathBuf>)], place: &Place) -> anyhow::Result<Arc<Models>> {
+    Ok(Arc::new(Models::open(folders, place)?))
 }

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
-use model::{ModelFolder, RenderError, Renderer};
+use model::{ModelFolder, Place, RenderError, Renderer};
 use plan::{ModelFacts, ModelId};
 
 /// Models by name.
 pub struct Models {
+    place: Place,
     all: BTreeMap<String, Offered>,
 }
 
@@ -23,11 +24,12 @@ struct Offered {
 }
 
 impl Models {
-    /// Opens folders, each with the folder that gives the parts it lacks, and hashes their weights.
+    /// Opens folders, each with the folder that gives the parts it lacks, and hashes their weights. Their networks will
+    /// compute on `place`.
     ///
     /// # Errors
     /// If a folder is at fault; every fault is a line.
-    pub fn open(folders: &[(PathBuf, Option<PathBuf>)]) -> anyhow::Result<Self> {
+    pub fn open(folders: &[(PathBuf, Option<PathBuf>)], place: &Place) -> anyhow::Result<Self> {
         let mut all = BTreeMap::new();
         for (dir, base) in folders {
             let folder = ModelFolder::open(dir, base.as_deref()).map_err(|error| {
@@ -35,6 +37,7 @@ impl Models {
                     error.faults.iter().map(|fault| format!("model {}: {fault}", dir.display())).collect();
                 anyhow!(lines.join("\n"))
             })?;
+            let folder = folder.on(place);
             let name = folder.name().to_owned();
             let hash = || format!("model {}: read the weights to hash them", dir.display());
             let weights_sha256 = folder.weights_sha256().with_context(hash)?;
@@ -49,7 +52,14 @@ impl Models {
                 return Err(anyhow!("two models are called `{name}`: give each folder a name of its own"));
             }
         }
-        Ok(Self { all })
+        let needed = all.values().map(|offered: &Offered| offered.folder.placed_bytes()).sum();
+        place.check_room(needed).map_err(|error| anyhow!("models: {error}"))?;
+        Ok(Self { place: place.clone(), all })
+    }
+
+    /// Where the networks compute.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// What placing needs to know of each.

@@ -106,7 +106,9 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
             };
             let kind = assignment.artifact;
             let latents = tools.noise.as_ref().map(|noise| noise.sha256.clone());
+            let numeric_class = tools.models.place().numeric_class();
             let metadata = Metadata::of(&assignment.request, image::bit_depth(kind), model, latents);
+            let metadata = Metadata { numeric_class, ..metadata };
             let bytes = image::encode(&rendered, kind, &metadata).map_err(|error| Fault {
                 cause: Cause::Bug,
                 message: format!("the picture could not be written: {error:#}"),

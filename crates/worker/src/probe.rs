@@ -4,21 +4,28 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Result, Tensor};
 use kernels::{Epilogue, Linear};
+use model::Place;
 
-/// Floating-point operations a second in the product most of a step is made of, on the current pool.
-pub(crate) fn flop_per_s() -> Result<f64> {
-    const ROWS: usize = 256;
+/// Floating-point operations a second in the product most of a step is made of, on `place` and the current pool.
+pub(crate) fn flop_per_s(place: &Place) -> Result<f64> {
     const WIDTH: usize = 512;
     const LONG_ENOUGH: Duration = Duration::from_millis(60);
+    // Enough to fill what computes.
+    let rows = if place.device().is_cpu() { 256 } else { 1 << 16 };
     let values = |len: usize| (0..len).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect::<Vec<_>>();
-    let linear = Linear::new(&Tensor::from_vec(values(WIDTH * WIDTH), (WIDTH, WIDTH), &Device::Cpu)?, None)?;
-    let x = Tensor::from_vec(values(ROWS * WIDTH), (ROWS, WIDTH), &Device::Cpu)?;
-    linear.forward(&x, Epilogue::None)?;
+    let tensor = |rows: usize| place.take(&Tensor::from_vec(values(rows * WIDTH), (rows, WIDTH), &Device::Cpu)?);
+    let linear = Linear::new(&tensor(WIDTH)?, None)?;
+    let x = tensor(rows)?;
+    let run = || {
+        linear.forward(&x, Epilogue::None)?;
+        place.wait()
+    };
+    run()?;
     let (start, mut n_runs) = (Instant::now(), 0_u32);
     while n_runs < 3 || start.elapsed() < LONG_ENOUGH {
-        linear.forward(&x, Epilogue::None)?;
+        run()?;
         n_runs += 1;
     }
-    let flop = 2.0 * (ROWS * WIDTH * WIDTH) as f64 * f64::from(n_runs);
+    let flop = 2.0 * (rows * WIDTH * WIDTH) as f64 * f64::from(n_runs);
     Ok(flop / start.elapsed().as_secs_f64())
 }

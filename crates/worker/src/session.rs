@@ -46,6 +46,8 @@ enum Ended {
     Leave,
     /// The coordinator does not want it.
     Refused(String),
+    /// Its device does not answer any more.
+    DeviceLost,
     /// The connection is gone; whether it was up at all.
     Broken { reason: String, was_up: bool },
 }
@@ -92,6 +94,13 @@ impl Stay {
                 Ended::Refused(reason) => {
                     self.drop_part();
                     bail!("the coordinator refused worker `{}`: {reason}", self.worker.name)
+                }
+                Ended::DeviceLost => {
+                    self.drop_part();
+                    bail!(
+                        "the device of worker `{}` is lost: its work goes on elsewhere; see nvidia-smi",
+                        self.worker.name
+                    )
                 }
                 // A private farm ends all at once, in any order.
                 Ended::Broken { .. } if *self.shutdown.borrow() == Shutdown::Now => {
@@ -166,10 +175,16 @@ impl Stay {
                 _ = beat.tick() => say(Report::Heartbeat(v1::Heartbeat {})).await,
                 Some(report) = self.reports.1.recv() => {
                     self.worker.metrics.reported(&report, self.size);
+                    let is_lost = matches!(&report, Report::Failed(failed) if failed.cause == v1::Cause::Device as i32)
+                        && self.worker.models.place().wait().is_err();
                     if matches!(report, Report::Stopped(_) | Report::Finished(_) | Report::Failed(_)) {
                         self.last_word = Some(report.clone());
                     }
-                    say(report).await
+                    let is_said = say(report).await;
+                    if is_lost {
+                        return Ended::DeviceLost;
+                    }
+                    is_said
                 }
                 order = orders.message() => match order {
                     Ok(Some(v1::SessionResponse { message: Some(Order::Drained(_)) })) => return Ended::Leave,
@@ -205,7 +220,7 @@ impl Stay {
         v1::Join {
             worker: self.worker.name.0.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            numeric_class: model::numeric_class().into(),
+            numeric_class: self.worker.models.place().numeric_class(),
             models: self.worker.models.facts().map(v1::ModelFacts::from).collect(),
             address: self.worker.address.clone(),
             flop_per_s: self.worker.flop_per_s,

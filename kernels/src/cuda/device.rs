@@ -67,12 +67,12 @@ pub fn architecture(device: &CudaDevice) -> Result<String> {
     Ok(format!("sm_{major}{minor}"))
 }
 
-/// Waits until the GPU has done all it was given; at once on a CPU.
+/// Memory of the GPU nobody uses.
 ///
 /// # Errors
-/// If what it was given failed.
-pub fn wait_for(device: &Device) -> Result<()> {
-    device.synchronize()
+/// If the GPU does not answer.
+pub fn free_bytes(device: &CudaDevice) -> Result<usize> {
+    Ok(device.cuda_stream().context().mem_get_info().w()?.0)
 }
 
 /// The GPU `tensor` lies on, if it does.

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use coordinator::role::{LISTEN, Lease, StatusPort, url};
 
 use super::{PictureArgs, Threads};
+use crate::device::DeviceName;
 
 /// Where a coordinator is unless it is told otherwise.
 const COORDINATOR: &str = "http://127.0.0.1:7400";
@@ -68,6 +69,7 @@ pub(crate) struct ServeArgs {
 Examples:
   fresco worker --coordinator http://10.0.0.1:7400 --listen 10.0.0.2:7401
   fresco worker --threads 8 --model /models/PixArt-Sigma-XL-2-1024-MS --name render-07
+  fresco worker --device cuda:0 --model /models/PixArt-Sigma-XL-2-1024-MS
   fresco worker drain render-07 --wait         # from anywhere: hands its work over and leaves
 
 SIGTERM hands its work over at the next step boundary and ends it; a second one ends it at once.")]
@@ -96,6 +98,12 @@ pub(crate) struct WorkerArgs {
     /// Where other workers reach it; port 0 takes a free one
     #[arg(long, env = "FRESCO_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
+
+    /// What it computes on: cpu, or cuda:N for the Nth NVIDIA GPU
+    ///
+    /// For a GPU the program `fresco-cuda` takes over, which needs the driver, libcublas.so.13 and libcurand.so.10.
+    #[arg(long, env = "FRESCO_DEVICE", value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceName,
 
     /// Address it gives to other workers [default: where it listens]
     #[arg(long, env = "FRESCO_ADVERTISE", value_name = "URL", value_parser = url)]

@@ -80,6 +80,27 @@ fn other_numbers_out_of_range_are_refused() {
 }
 
 #[test]
+fn a_device_that_is_none_is_refused_with_those_there_are() {
+    let desk = Desk::new();
+    for device in ["gpu", "cuda:x", "cuda:-1", "rocm:0"] {
+        let parts = [device, "--device", "cpu, or cuda:N"];
+        Run::of(&mut desk.command(FRESCO, &["worker", "--device", device])).refused(2, &parts);
+        Run::of(&mut desk.command(FRESCO, &["bench", "block", "--device", device])).refused(2, &parts);
+    }
+}
+
+#[test]
+fn a_gpu_that_cannot_be_used_is_refused_before_anything_is_read() {
+    let desk = Desk::new();
+    // Whether there is no driver, an old one or no such GPU: nobody has a thousand.
+    for args in
+        [&["worker", "--model", "nowhere", "--device", "cuda:1000"][..], &["bench", "vae", "--device", "cuda:1000"]]
+    {
+        Run::of(&mut desk.command(FRESCO, args)).refused(9, &["device: ", "driver"]);
+    }
+}
+
+#[test]
 fn a_flag_that_does_not_exist_is_refused() {
     check(&["--stpes", "3"], 2, &["--stpes", "--steps"]);
     let desk = Desk::new();
