@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Builds `fresco-cuda`, the worker for NVIDIA GPUs, with neither CUDA installed nor a GPU in this machine.
+#
+#   deploy/cuda/build.sh            target/cuda/bin: fresco-cuda, fresco beside it, and the tests of tests/gpu.sh
+#   deploy/cuda/build.sh --check    only sees whether it compiles
+#
+# CUDA's compiler and headers come as Python packages into target/cuda (1.5 GB, once). The program runs where an NVIDIA
+# driver of CUDA 13.0 (580 or newer) is, and libcublas.so.13 and libcurand.so.10 are found by the loader; the packages
+# nvidia-cublas and nvidia-curand have them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+stop() {
+    echo "deploy/cuda/build.sh: $1" >&2
+    exit 1
+}
+
+case "${1-}" in
+    "") ;;
+    --check) ;;
+    --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit ;;
+    *) stop "$1 is not understood: --help says what is" ;;
+esac
+command -v cargo >/dev/null || stop "there is no cargo: install Rust from https://rustup.rs"
+command -v cc >/dev/null || stop "there is no C compiler: install one (Debian: apt-get install gcc g++ libc6-dev)"
+command -v c++ >/dev/null || stop "there is no C++ compiler: install one (Debian: apt-get install g++)"
+python3 -m pip --version >/dev/null 2>&1 || stop "there is no pip: install it (Debian: apt-get install python3-pip)"
+
+packages=target/cuda/packages links=target/cuda/links
+wanted="nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 \
+nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 nvidia-curand==10.4.0.35 nvidia-cuda-culibos==13.0.85 nvidia-cublas==13.1.0.3"
+if [ "$(cat "$packages/wanted" 2>/dev/null)" != "$wanted" ]; then
+    echo "deploy/cuda/build.sh: fetching CUDA's compiler: pip install $wanted"
+    rm -rf "$packages"
+    # shellcheck disable=SC2086 # a list of words
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target "$packages" $wanted
+    echo "$wanted" >"$packages/wanted"
+fi
+
+# The linker looks for names without versions. The driver's library is not there when this is built: an empty one with its
+# name stands in, and what it lacks is found when the program starts.
+mkdir -p "$links"
+for name in cudart nvrtc curand cublas cublasLt; do
+    versioned=$(find "$PWD/$packages/nvidia/cu13/lib" -name "lib$name.so.*" | sort | head -1)
+    [ -n "$versioned" ] || stop "the packages have no lib$name"
+    ln -sf "$versioned" "$links/lib$name.so"
+done
+cc -shared -Wl,-soname,libcuda.so.1 -x c /dev/null -o "$links/libcuda.so"
+
+export CUDA_HOME="$PWD/$packages/nvidia/cu13" CUDARC_CUDA_VERSION=13000
+# The oldest architecture fresco runs on; the driver compiles for the GPU it finds.
+export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
+export PATH="$CUDA_HOME/bin:$PATH" LIBRARY_PATH="$PWD/$links" CARGO_TARGET_DIR="$PWD/target/cuda/build"
+export RUSTFLAGS="-L native=$PWD/$links -C link-arg=-Wl,--allow-shlib-undefined -C link-arg=-Wl,--unresolved-symbols=ignore-all"
+if [ "${1-}" = --check ]; then
+    exec cargo check --release --locked -p cli -p tests --all-targets --features cli/cuda,tests/cuda
+fi
+
+bin=$PWD/target/cuda/bin
+mkdir -p "$bin"
+cargo build --release --locked -p cli --features cli/cuda
+suite=$(cargo test --release --locked -p tests --features tests/cuda --no-run --message-format json |
+    python3 -c 'import json, sys
+for line in map(json.loads, sys.stdin):
+    if line.get("executable") and line["target"]["name"] == "suite": print(line["executable"])')
+strip -o "$bin/fresco-cuda" "$CARGO_TARGET_DIR/release/fresco"
+strip -o "$bin/gpu-tests" "$suite"
+# The program for all else is an ordinary one.
+env -u RUSTFLAGS CARGO_TARGET_DIR="${FRESCO_TARGET_DIR:-$PWD/target}" cargo build --release --locked -p cli
+strip -o "$bin/fresco" "${FRESCO_TARGET_DIR:-$PWD/target}/release/fresco"
+ls -l "$bin"
+readelf -d "$bin/fresco-cuda" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/needs \1/p'
