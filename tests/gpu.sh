@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
 # What can only be seen on an NVIDIA GPU: reference values, equal bytes for any number of workers, and how fast it is.
 #
-#   deploy/cuda/build.sh     first, on any machine: target/cuda/bin is what this needs, beside the project's files
+#   deploy/cuda/build.sh     first, on any machine: target/cuda/fresco-gpu.tar.xz is what this needs, beside the project's files
 #   tests/gpu.sh [cuda:N]    on the machine with the GPU (cuda:0); BIN names another folder, OUT one for what was measured
+#   tests/gpu.sh --emulated  on any machine: a driver whose one GPU is the CPU (kernels/cuda/host), which is compiled
+#                            first; everything but the measurements, slowly
 #
-# Builds nothing. Ends with `N passed, M failed`; measurements are printed and are no reason to fail.
+# Else builds nothing. Ends with `N passed, M failed`; measurements are printed and are no reason to fail.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+emulated=
+if [ "${1-}" = --emulated ]; then
+    emulated=yes
+    shift
+fi
 device=${1:-cuda:0} bin=${BIN:-target/cuda/bin} out=${OUT:-target/cuda/measured}
 passed=0 failed=0 running=()
 work=$(mktemp -d)
@@ -39,6 +46,10 @@ clean_up() {
 }
 trap clean_up EXIT
 
+if [ -f target/cuda/fresco-gpu.tar.xz ] && [ target/cuda/fresco-gpu.tar.xz -nt "$bin/gpu-tests" ]; then
+    mkdir -p "$bin"
+    tar -C "$bin" -xJf target/cuda/fresco-gpu.tar.xz || stop "target/cuda/fresco-gpu.tar.xz cannot be unpacked"
+fi
 for program in fresco fresco-cuda gpu-tests; do
     [ -x "$bin/$program" ] || stop "there is no $bin/$program: run deploy/cuda/build.sh"
 done
@@ -47,9 +58,17 @@ libraries=$(python3 -c 'import glob, sys
 print(":".join(sorted({path for folder in sys.path for path in glob.glob(folder + "/nvidia/*/lib")})))' 2>/dev/null)
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}${LD_LIBRARY_PATH:+:}$libraries"
 export FRESCO_CUDA=$PWD/$bin/fresco-cuda
-nvidia-smi --query-gpu=index,name,driver_version,memory.total --format=csv,noheader || stop "nvidia-smi finds no GPU"
-nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200 >"$out/memory.txt" 2>/dev/null &
-running+=($!)
+if [ -n "$emulated" ]; then
+    "${CXX:-c++}" -std=c++17 -O3 -march=native -U_FORTIFY_SOURCE -shared -fPIC -Wno-unknown-pragmas kernels/cuda/host/driver.cpp \
+        -Wl,-soname,libcuda.so.1 -o "$work/libcuda.so.1" || stop "the emulated driver does not compile"
+    ln -s libcuda.so.1 "$work/libcublas.so.13"
+    ln -s libcuda.so.1 "$work/libcurand.so.10"
+    export LD_LIBRARY_PATH="$work:$LD_LIBRARY_PATH:$PWD/target/cuda/packages/nvidia/cu13/lib"
+else
+    nvidia-smi --query-gpu=index,name,driver_version,memory.total --format=csv,noheader || stop "nvidia-smi finds no GPU"
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200 >"$out/memory.txt" 2>/dev/null &
+    running+=($!)
+fi
 
 FRESCO_TEST_DEVICE=$device check "a block in f32 and bf16 is the CPU's" "$bin/gpu-tests" gpu:: --nocapture
 FRESCO_TEST_DEVICE="$device f32" check "reference values in f32" "$bin/gpu-tests" parity:: --test-threads 1
@@ -70,7 +89,7 @@ farm() {
         [ "$(cat "$work/worker-$n-"* | grep -c joined)" -lt "$n" ] || break
         sleep 0.5
     done
-    "$bin/fresco" submit "a deep canyon at sunset with two moons on the left" --size 512x512 --steps 12 --seed 7 \
+    "$bin/fresco" submit "a deep canyon at sunset with two moons on the left" --size "$size" --steps 4 --seed 7 \
         --coordinator "http://127.0.0.1:$port" --wait --json >"$work/job-$n" || { cat "$work"/worker-"$n"-*; return 1; }
     local job
     job=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["job"])' "$work/job-$n") || return 1
@@ -80,6 +99,7 @@ farm() {
     return 0
 }
 export FRESCO_LOG=info
+size=$([ -n "$emulated" ] && echo 64x64 || echo 512x512)
 check "one worker process draws a picture" farm 1
 for n in 2 3; do
     check "$n worker processes draw a picture" farm "$n"
@@ -87,6 +107,10 @@ for n in 2 3; do
 done
 cp "$work/1.png" "$out/gpu.png" 2>/dev/null
 
+if [ -n "$emulated" ]; then
+    echo "$passed passed, $failed failed; nothing was measured"
+    exit $((failed > 0))
+fi
 measure device
 for tokens in 4096 16384 65536; do
     measure attention --queries 65536 --keys "$tokens" --heads 16 --head-width 72

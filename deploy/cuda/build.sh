@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds `fresco-cuda`, the worker for NVIDIA GPUs, with neither CUDA installed nor a GPU in this machine.
 #
-#   deploy/cuda/build.sh            target/cuda/bin: fresco-cuda, fresco beside it, and the tests of tests/gpu.sh
+#   deploy/cuda/build.sh            target/cuda/bin: fresco-cuda, fresco beside it, and the tests of tests/gpu.sh;
+#                                   the same packed, to be carried to a machine with a GPU: target/cuda/fresco-gpu.tar.xz
 #   deploy/cuda/build.sh --check    only sees whether it compiles
 #
 # CUDA's compiler and headers come as Python packages into target/cuda (1.5 GB, once). The program runs where an NVIDIA
-# driver of CUDA 13.0 (580 or newer) is, and libcublas.so.13 and libcurand.so.10 are found by the loader; the packages
-# nvidia-cublas and nvidia-curand have them.
+# driver of CUDA 13.0 (580 or newer) is, and libcublas.so.13, libcurand.so.10 and libcudart.so.13 are found by the
+# loader; the packages nvidia-cublas, nvidia-curand and nvidia-cuda-runtime have them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -38,7 +39,7 @@ if [ "$(cat "$packages/wanted" 2>/dev/null)" != "$wanted" ]; then
 fi
 
 # The linker looks for names without versions. The driver's library is not there when this is built: an empty one with its
-# name stands in, and what it lacks is found when the program starts.
+# name stands in, kept though nothing is found in it, and what it lacks is found when the program starts.
 mkdir -p "$links"
 for name in cudart nvrtc curand cublas cublasLt; do
     versioned=$(find "$PWD/$packages/nvidia/cu13/lib" -name "lib$name.so.*" | sort | head -1)
@@ -50,23 +51,33 @@ cc -shared -Wl,-soname,libcuda.so.1 -x c /dev/null -o "$links/libcuda.so"
 export CUDA_HOME="$PWD/$packages/nvidia/cu13" CUDARC_CUDA_VERSION=13000
 # The oldest architecture fresco runs on; the driver compiles for the GPU it finds.
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
-export PATH="$CUDA_HOME/bin:$PATH" LIBRARY_PATH="$PWD/$links" CARGO_TARGET_DIR="$PWD/target/cuda/build"
-export RUSTFLAGS="-L native=$PWD/$links -C link-arg=-Wl,--allow-shlib-undefined -C link-arg=-Wl,--unresolved-symbols=ignore-all"
+export PATH="$CUDA_HOME/bin:$PATH" CARGO_TARGET_DIR="$PWD/target/cuda/build"
+link=(-L "native=$PWD/$links")
+for word in --allow-shlib-undefined --unresolved-symbols=ignore-all --push-state --no-as-needed; do link+=(-C "link-arg=-Wl,$word"); done
+link+=(-C link-arg=-lcuda -C link-arg=-Wl,--pop-state)
 if [ "${1-}" = --check ]; then
     exec cargo check --release --locked -p cli -p tests --all-targets --features cli/cuda,tests/cuda
 fi
 
 bin=$PWD/target/cuda/bin
 mkdir -p "$bin"
-cargo build --release --locked -p cli --features cli/cuda
-suite=$(cargo test --release --locked -p tests --features tests/cuda --no-run --message-format json |
+executable() {
     python3 -c 'import json, sys
 for line in map(json.loads, sys.stdin):
-    if line.get("executable") and line["target"]["name"] == "suite": print(line["executable"])')
-strip -o "$bin/fresco-cuda" "$CARGO_TARGET_DIR/release/fresco"
-strip -o "$bin/gpu-tests" "$suite"
+    if line.get("executable") and line["target"]["name"] == sys.argv[1]: print(line["executable"])' "$1"
+}
+build=(cargo rustc --release --locked --message-format json-render-diagnostics)
+strip -o "$bin/fresco-cuda" "$("${build[@]}" -p cli --bin fresco --features cuda -- "${link[@]}" | executable fresco)"
+strip -o "$bin/gpu-tests" "$("${build[@]}" -p tests --test suite --features cuda -- "${link[@]}" | executable suite)"
 # The program for all else is an ordinary one.
-env -u RUSTFLAGS CARGO_TARGET_DIR="${FRESCO_TARGET_DIR:-$PWD/target}" cargo build --release --locked -p cli
-strip -o "$bin/fresco" "${FRESCO_TARGET_DIR:-$PWD/target}/release/fresco"
-ls -l "$bin"
+unset CARGO_TARGET_DIR
+strip -o "$bin/fresco" "$("${build[@]}" -p cli --bin fresco | executable fresco)"
+tar -C "$bin" -cJf target/cuda/fresco-gpu.tar.xz fresco fresco-cuda gpu-tests
+ls -l "$bin" target/cuda/fresco-gpu.tar.xz
+# Nothing may be missing but the driver: what else is looked for must be in the libraries named below.
+missing=$(comm -23 <(nm -D --undefined-only "$bin/fresco-cuda" | awk '$1 != "w" { print $2 }' | sed 's/@.*//' | sort -u) \
+    <({ find "$packages/nvidia/cu13/lib" -name 'lib*.so.*' && ldd "$bin/fresco" | awk '/\// { print $(NF - 1) }' &&
+        cc -print-file-name=libstdc++.so.6; } | xargs -n 1 nm -D --defined-only 2>/dev/null |
+        awk '{ print $NF }' | sed 's/@.*//' | sort -u) | grep -v '^cu[A-Z]' || true)
+[ -z "$missing" ] || stop "the program looks for what no library has: $missing"
 readelf -d "$bin/fresco-cuda" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/needs \1/p'

@@ -345,9 +345,9 @@ impl UpConv {
         let (outputs, inputs) = parameters(weight, bias)?;
         #[cfg(feature = "cuda")]
         if on_gpu(weight).is_some() {
-            let all = Self::phase_weights(&weight.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)?;
+            let all = Self::phase_weights(&weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)?;
             let all = Tensor::from_vec(all, (4 * outputs, 4 * inputs), &Device::Cpu)?;
-            let all = all.to_device(weight.device())?.to_dtype(weight.dtype())?;
+            let all = all.to_dtype(weight.dtype())?.to_device(weight.device())?;
             let none = || Packed::elsewhere(4 * inputs, outputs);
             let on_gpu = Some(Layer::new(all, Some(bias), 4)?);
             return Ok(Self { phases: [none(), none(), none(), none()], bias: Vec::new(), inputs, on_gpu });

@@ -1,6 +1,6 @@
 //! Operations on single token rows: layer norm with what follows it, and the compression of keys and values.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::buffer::{output, with_values};
@@ -110,10 +110,10 @@ impl Compress {
         if (depth, ratio) != (1, ratio_across) || width == 0 || ratio == 0 {
             bail!("no square depth-wise convolution: weight {:?}", weight.dims());
         }
-        let weight = weight.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         let n_taps = ratio * ratio;
         let taps: Vec<f32> = (0..n_taps * width).map(|i| weight[i % width * n_taps + i / width]).collect();
-        let vector = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_vec1::<f32>();
+        let vector = |tensor: &Tensor| tensor.to_vec1::<f32>();
         let (bias, norm_weight, norm_bias) = (vector(bias)?, vector(norm_weight)?, vector(norm_bias)?);
         if [&bias, &norm_weight, &norm_bias].iter().any(|vector| vector.len() != width) {
             bail!("compression of {width} channels with vectors of another length");

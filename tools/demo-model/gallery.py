@@ -32,8 +32,7 @@ SHEET = [
     ("a pine forest at sunset with a ringed planet in the center", 12),
 ]
 LARGE = [
-    ("large-2048x2048.jpg", "snowy mountains at sunset with a ringed planet on the right", 2048, 2048, 21),
-    ("wide-2048x1152.jpg", "a calm sea at dawn with a full moon on the left", 2048, 1152, 22),
+    ("large-2048x2048.jpg", "rolling hills at dawn in golden tones with a full moon on the right", 2048, 2048, 22),
 ]
 
 

@@ -91,6 +91,16 @@ ALL_SIZES = (
     Mix(SQUARE_1024, 2, 1.3),
     Mix(WIDE_1024, 2, 0.5),
 )
+FINE = (
+    Mix(SQUARE_256, 24, 2.6),
+    Mix(WIDE_256, 24, 0.5),
+    Mix(TALL_256, 24, 0.5),
+    Mix(FEW_512, 10, 1.2),
+    Mix(SQUARE_512, 10, 2.8),
+    Mix(WIDE_512, 10, 0.7),
+    Mix(SQUARE_1024, 2, 1.4),
+    Mix(WIDE_1024, 2, 0.5),
+)
 
 DIT_STAGES = [
     DitStage("start", (Mix(SQUARE_128, 48, 1),), steps=2300, rate=8e-4, last_rate=4e-5, shift=1.0),
@@ -101,6 +111,7 @@ DIT_STAGES = [
     DitStage("g512", MOSTLY_512, steps=2100, rate=6e-4, last_rate=3e-5, shift=1.5, compressed=True, sample_size=64),
     DitStage("g1024", UP_TO_1024, steps=900, rate=4e-4, last_rate=1e-5, shift=1.5, compressed=True, sample_size=64),
     DitStage("gmix", ALL_SIZES, steps=1200, rate=6e-4, last_rate=1e-5, shift=1.5, compressed=True, sample_size=64),
+    DitStage("gfine", FINE, steps=2000, rate=5e-4, last_rate=1e-5, shift=1.0, compressed=True, sample_size=64),
 ]
 
 # What the stages are said to cost: seconds of one core (Zen 5, one thread) for one picture, by its number of pixels.

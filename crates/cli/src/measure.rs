@@ -39,7 +39,8 @@ impl Measurement {
             Ok::<_, anyhow::Error>(place.wait()?)
         };
         run()?;
-        let before = memory::restart_peak();
+        // A GPU's memory is not this process's.
+        let before = place.device().is_cpu().then(memory::restart_peak).flatten();
         let mut seconds = Vec::with_capacity(runs);
         for _ in 0..runs {
             let start = Instant::now();

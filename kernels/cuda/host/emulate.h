@@ -1,8 +1,10 @@
 // A GPU for tests, on one thread of a CPU: the threads of a block are fibers that take turns at barriers and wherever a
 // warp exchanges registers. Slow, and with no notion of what a memory access costs; but indices, barriers, sums and the
 // layout of tensor-core operands are those of the device. Threads run in a shuffled order, so that a missing barrier shows.
+// Compile without _FORTIFY_SOURCE, which takes a jump between stacks for a fault.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -11,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -32,16 +35,29 @@ namespace emulator {
 const int WARP = 32;
 const size_t STACK = 256 << 10;
 
+// A thread of a block. It is begun as a context and switched by jumps from then on, which cost no call of the system; it
+// serves one block after the other.
 struct Fiber {
-    ucontext_t context;
     std::vector<char> stack;
-    bool done = false;
-    int waits = 0;  // barriers entered
+    jmp_buf at;
+    bool begun = false;
+    bool done = true;
+};
+
+// Threads that wait for each other.
+struct Barrier {
+    int n = 0;        // that have not ended
+    int arrived = 0;
+    unsigned passed = 0;  // how often all have come
+
+    void pass_if_all_came() {
+        if (n > 0 && arrived == n) arrived = 0, passed++;
+    }
 };
 
 inline Dim3 grid, block, thread, block_at;
-inline std::vector<Fiber> fibers;
-inline ucontext_t scheduler;
+inline std::vector<std::unique_ptr<Fiber>> fibers;
+inline jmp_buf scheduler;
 inline int current = 0;
 inline std::vector<double> shared_memory;
 inline char* dynamic_shared() { return (char*)shared_memory.data(); }
@@ -50,64 +66,73 @@ struct Exchange {
     unsigned a[WARP][4], b[WARP][2];
 };
 inline std::vector<Exchange> exchanges;
+inline Barrier block_barrier;
+inline std::vector<Barrier> warp_barriers;
 
-inline void yield() { swapcontext(&fibers[current].context, &scheduler); }
+inline void yield() {
+    if (!_setjmp(fibers[current]->at)) _longjmp(scheduler, 1);
+}
 
-// Waits until all of `first..last` have come as often as this thread.
-inline void meet(int first, int last, std::vector<int>& counts) {
-    const int own = ++counts[current];
+inline void meet(Barrier& barrier) {
+    const unsigned passed = barrier.passed;
+    barrier.arrived++;
+    barrier.pass_if_all_came();
+    while (barrier.passed == passed) yield();
+}
+inline void meet_block() { meet(block_barrier); }
+inline void meet_warp() { meet(warp_barriers[current / WARP]); }
+
+inline std::function<void()> kernel;
+inline void live() {
     for (;;) {
-        bool all = true;
-        for (int i = first; i < last; i++) all = all && (counts[i] >= own || fibers[i].done);
-        if (all) return;
+        kernel();
+        for (Barrier* barrier : {&block_barrier, &warp_barriers[current / WARP]}) barrier->n--, barrier->pass_if_all_came();
+        fibers[current]->done = true;
         yield();
     }
 }
-inline std::vector<int> block_counts, warp_counts;
-inline void meet_block() { meet(0, (int)fibers.size(), block_counts); }
-inline void meet_warp() {
-    const int warp = current / WARP;
-    meet(warp * WARP, std::min((warp + 1) * WARP, (int)fibers.size()), warp_counts);
-}
 
-inline std::function<void()> kernel;
-inline void enter() {
-    kernel();
-    fibers[current].done = true;
-    yield();
+// Lets thread `i` run until it waits.
+inline void resume(int i) {
+    current = i;
+    Fiber& fiber = *fibers[i];
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.at, 1);
+    fiber.begun = true;
+    fiber.stack.resize(STACK);
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.data();
+    context.uc_stack.ss_size = fiber.stack.size();
+    context.uc_link = nullptr;
+    makecontext(&context, live, 0);
+    setcontext(&context);
 }
 
 inline void launch(Dim3 grid_size, Dim3 block_size, size_t shared_bytes, std::function<void()> run) {
     grid = grid_size, block = block_size, kernel = std::move(run);
-    const int n = (int)(block.x * block.y * block.z);
+    const int n = (int)(block.x * block.y * block.z), n_warps = (n + WARP - 1) / WARP;
+    while ((int)fibers.size() < n) fibers.push_back(std::make_unique<Fiber>());
     std::mt19937 random(7);
+    std::vector<int> order(n);
+    std::iota(order.begin(), order.end(), 0);
     for (block_at.z = 0; block_at.z < grid.z; block_at.z++)
         for (block_at.y = 0; block_at.y < grid.y; block_at.y++)
             for (block_at.x = 0; block_at.x < grid.x; block_at.x++) {
                 // What was not written must not be counted on.
                 shared_memory.assign(shared_bytes / 8 + 1, NAN);
-                fibers.resize(n);
-                exchanges.assign((n + WARP - 1) / WARP, {});
-                block_counts.assign(n, 0), warp_counts.assign(n, 0);
-                for (auto& fiber : fibers) {
-                    fiber.stack.resize(STACK);
-                    fiber.done = false;
-                    getcontext(&fiber.context);
-                    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-                    fiber.context.uc_stack.ss_size = fiber.stack.size();
-                    fiber.context.uc_link = nullptr;
-                    makecontext(&fiber.context, enter, 0);
-                }
-                std::vector<int> order(n);
-                std::iota(order.begin(), order.end(), 0);
+                exchanges.assign(n_warps, {});
+                block_barrier = {n, 0, 0};
+                warp_barriers.assign(n_warps, {WARP, 0, 0});
+                if (n % WARP) warp_barriers.back().n = n % WARP;
+                for (int i = 0; i < n; i++) fibers[i]->done = false;
+                std::shuffle(order.begin(), order.end(), random);
                 for (bool left = true; left;) {
                     left = false;
-                    std::shuffle(order.begin(), order.end(), random);
                     for (int i : order) {
-                        if (fibers[i].done) continue;
-                        current = i;
+                        if (fibers[i]->done) continue;
                         thread = {(unsigned)i % block.x, (unsigned)i / block.x % block.y, (unsigned)i / block.x / block.y};
-                        swapcontext(&scheduler, &fibers[i].context);
+                        resume(i);
                         left = true;
                     }
                 }

@@ -24,7 +24,7 @@ impl Layer {
     pub(crate) fn new(weight: Tensor, bias: Option<&Tensor>, taps: usize) -> Result<Self> {
         let phases = if taps == 4 { 4 } else { 1 };
         let (lines, terms) = weight.dims2()?;
-        let bias = bias.map(|bias| bias.to_dtype(DType::F32)?.to_device(weight.device())).transpose()?;
+        let bias = bias.map(|bias| bias.to_device(weight.device())).transpose()?;
         Ok(Self { bias, taps, channels: terms / taps, outputs: lines / phases, weight: weight.contiguous()? })
     }
 

@@ -49,7 +49,8 @@ impl Block {
         let name = format!("transformer_blocks.{layer}");
         let tensor = |part: &str| weights.f32(&format!("{name}.{part}"));
         let compress = if spec.kv_ratio(layer) > 1 {
-            let weight = weights.placed(&format!("{name}.attn1.sr.weight"))?;
+            // The few weights of a compression stay f32 wherever they lie.
+            let weight = tensor("attn1.sr.weight")?.to_device(weights.place().device())?;
             let bias = tensor("attn1.sr.bias")?;
             Some(Compress::new(&weight, &bias, &tensor("attn1.sr_norm.weight")?, &tensor("attn1.sr_norm.bias")?)?)
         } else {
