@@ -8,7 +8,7 @@
 #
 # Else builds nothing. Ends with `N passed, M failed`; measurements are printed and are no reason to fail.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 emulated=
 if [ "${1-}" = --emulated ]; then
     emulated=yes
@@ -70,9 +70,11 @@ else
     running+=($!)
 fi
 
+# Of the emulated ones the shortest, which still takes a minute.
+split=$([ -n "$emulated" ] && echo split::an_odd_grid || echo split::)
 FRESCO_TEST_DEVICE=$device check "a block in f32 and bf16 is the CPU's" "$bin/gpu-tests" gpu:: --nocapture
 FRESCO_TEST_DEVICE="$device f32" check "reference values in f32" "$bin/gpu-tests" parity:: --test-threads 1
-FRESCO_TEST_DEVICE=$device check "one to four ranks in one process give equal bytes" "$bin/gpu-tests" split:: --test-threads 1
+FRESCO_TEST_DEVICE=$device check "ranks in one process give equal bytes" "$bin/gpu-tests" "$split" --test-threads 1
 
 # A farm of N workers, a process each, on one GPU; its picture lies in $work/N.png.
 farm() {

@@ -54,7 +54,7 @@ export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
 export PATH="$CUDA_HOME/bin:$PATH" CARGO_TARGET_DIR="$PWD/target/cuda/build"
 link=(-L "native=$PWD/$links")
 for word in --allow-shlib-undefined --unresolved-symbols=ignore-all --push-state --no-as-needed; do link+=(-C "link-arg=-Wl,$word"); done
-link+=(-C link-arg=-lcuda -C link-arg=-Wl,--pop-state)
+link+=(-C link-arg=-lcuda -C "link-arg=-Wl,--pop-state")
 if [ "${1-}" = --check ]; then
     exec cargo check --release --locked -p cli -p tests --all-targets --features cli/cuda,tests/cuda
 fi
