@@ -86,7 +86,25 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
         return client::drain(&args);
     }
     coordinator::role::refuse_certificates()?;
-    let offered = open_models(&args.models, &device::place(args.device)?)?;
+    let place = device::place(args.device)?;
+    let runtime = runtime()?;
+    // Weights are read for minutes, and a first process of a container heeds only the signals it has asked for.
+    let shutdown = runtime.block_on(async { on_signals() })?;
+    let (models, told) = (args.models, shutdown.clone());
+    let offered = runtime.block_on(async move {
+        let mut told = told;
+        let reading = tokio::task::spawn_blocking(move || open_models(&models, &place));
+        tokio::select! {
+            offered = reading => Some(offered.context("read the weights")),
+            _ = told.changed() => None,
+        }
+    });
+    let Some(offered) = offered else {
+        // Whatever is being read need not be read to its end.
+        runtime.shutdown_background();
+        return Ok(Outcome::Done);
+    };
+    let offered = offered??;
     let port = Arc::new(bind(args.listen)?);
     let name = args.name.unwrap_or_else(|| {
         format!("{}-{}", sysinfo::System::host_name().unwrap_or_else(|| "worker".into()), std::process::id())
@@ -101,8 +119,7 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
     };
     let registry = telemetry::registry("worker").context("make metrics")?;
     let metrics = Metrics::register(&registry).context("make metrics")?;
-    runtime()?.block_on(async {
-        let shutdown = on_signals()?;
+    runtime.block_on(async {
         let (counted, tensors) = (metrics.clone(), Arc::clone(&port));
         let refresh = move || {
             counted.refresh(&tensors);

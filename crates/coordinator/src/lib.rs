@@ -129,6 +129,20 @@ impl Coordinator {
         let members = cluster::Members::new(desk.clone(), self.checkpoints, self.artifacts, self.metrics);
         let scaler = Scaler::new(desk);
         const LARGEST_SUBMIT_BYTES: usize = 256 << 10;
+        // Sessions, watchers and KEDA's streams have no end of their own; what is asked meanwhile is still answered.
+        const LAST_ANSWERS: Duration = Duration::from_secs(1);
+        let (told, is_told) = tokio::sync::oneshot::channel();
+        let shutdown = async move {
+            shutdown.await;
+            // Whoever waits for it may have ended.
+            let _ = told.send(());
+        };
+        let end = async {
+            if is_told.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(LAST_ANSWERS).await;
+        };
         let serving = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
@@ -144,6 +158,7 @@ impl Coordinator {
         tokio::select! {
             served = serving => served.context("serve"),
             driven = self.driver.run() => driven,
+            () = end => Ok(()),
         }
     }
 }

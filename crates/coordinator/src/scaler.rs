@@ -44,7 +44,10 @@ impl Scaler {
 struct Wish {
     /// Names of models; all if there are none.
     models: Vec<String>,
+    /// Of one worker.
     target_s: f64,
+    /// What KEDA adds and takes away is so many workers.
+    workers_per_replica: f64,
 }
 
 impl Wish {
@@ -68,12 +71,14 @@ impl Wish {
             }
             None => TARGET_S,
         };
-        Self { models: names.map(str::to_owned).collect(), target_s }
+        let workers = text("workersPerReplica").and_then(|text| text.parse::<u16>().ok()).unwrap_or(1).max(1);
+        Self { models: names.map(str::to_owned).collect(), target_s, workers_per_replica: workers.into() }
     }
 
     fn spec(&self) -> GetMetricSpecResponse {
-        let whole = self.target_s.ceil() as i64;
-        let spec = MetricSpec { metric_name: METRIC.into(), target_size: whole, target_size_float: self.target_s };
+        let target_s = self.target_s * self.workers_per_replica;
+        let whole = target_s.ceil() as i64;
+        let spec = MetricSpec { metric_name: METRIC.into(), target_size: whole, target_size_float: target_s };
         GetMetricSpecResponse { metric_specs: vec![spec] }
     }
 
@@ -173,6 +178,16 @@ mod tests {
         let wish = wish(&[("targetSeconds", "30"), ("models", "xl, demo,")]);
         assert_eq!((wish.target_s, wish.models.as_slice()), (30.0, ["xl".to_owned(), "demo".to_owned()].as_slice()));
         assert_eq!(wish.spec().metric_specs[0].target_size_float, 30.0);
+    }
+
+    #[test]
+    fn a_group_of_workers_is_to_have_the_work_of_them_all() {
+        let group = wish(&[("targetSeconds", "30"), ("workersPerReplica", "4")]);
+        assert_eq!((group.target_s, group.spec().metric_specs[0].target_size_float), (30.0, 120.0));
+        for text in ["0", "-1", "many", ""] {
+            let lone = wish(&[("targetSeconds", "30"), ("workersPerReplica", text)]);
+            assert_eq!(lone.spec().metric_specs[0].target_size_float, 30.0, "{text}");
+        }
     }
 
     #[test]

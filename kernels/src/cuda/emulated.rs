@@ -32,7 +32,16 @@ fn launcher() -> Launch {
     let library = dir.path().join("emulate.so");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let status = Command::new(&compiler)
-        .args(["-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"])
+        .args([
+            "-std=c++17",
+            "-O2",
+            "-U_FORTIFY_SOURCE",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+        ])
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/host/emulate.cpp"))
         .arg("-o")
         .arg(&library)

@@ -52,6 +52,22 @@ impl Process {
         panic!("it ended and did not say `{part}`: {lines:?}");
     }
 
+    /// Waits until SIGTERM is no longer the system's business.
+    fn until_it_heeds_sigterm(&self) {
+        const SIGTERM_BIT: u64 = 1 << 14;
+        let status = format!("/proc/{}/status", self.child.id());
+        let heeds = || {
+            let text = std::fs::read_to_string(&status).expect("it runs");
+            let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("Linux tells");
+            u64::from_str_radix(caught.trim(), 16).expect("a mask") & SIGTERM_BIT != 0
+        };
+        let start = Instant::now();
+        while !heeds() {
+            assert!(start.elapsed() < Duration::from_secs(60), "it does not heed SIGTERM");
+            std::thread::yield_now();
+        }
+    }
+
     fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args([signal, &pid]).status().expect("kill is there");

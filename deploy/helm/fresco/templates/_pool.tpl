@@ -9,7 +9,9 @@ models:
     sha256: ""
 modelCache: { claim: "", hostPath: "" }
 graceSeconds: 180
-resources: {}
+resources:
+  requests: { cpu: "2", memory: 2Gi }
+  limits: { memory: 6Gi }
 nodeSelector: {}
 tolerations: []
 priorityClassName: ""

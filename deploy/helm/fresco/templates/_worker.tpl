@@ -89,6 +89,10 @@ spec:
         {{- if $pool.threads }}
         - name: FRESCO_THREADS
           value: {{ $pool.threads | quote }}
+        {{- else if dig "requests" "cpu" "" $pool.resources }}
+        - name: FRESCO_THREADS
+          valueFrom:
+            resourceFieldRef: { containerName: worker, resource: requests.cpu }
         {{- end }}
         - name: FRESCO_LOG
           value: {{ $root.Values.log | quote }}

@@ -1,6 +1,6 @@
 //! What clients of a farm do: ask, list, cancel, vanish.
 
-use super::{Farm, PICTURE, Watch, check_steps, epoch, is_running, step};
+use super::{Farm, PICTURE, Process, Watch, check_steps, epoch, is_running, step};
 use crate::desk::{Desk, FRESCO, Run};
 
 #[test]
@@ -57,7 +57,7 @@ fn a_picture_cancelled_while_it_is_made_or_decoded_leaves_its_workers_free() {
 }
 
 /// Connections, files and the like that a process has open.
-fn n_open(process: &super::Process) -> usize {
+fn n_open(process: &Process) -> usize {
     let open = format!("/proc/{}/fd", process.child.id());
     std::fs::read_dir(open).expect("the process is there").count()
 }
@@ -95,6 +95,38 @@ fn watchers_that_vanish_leave_nothing_behind_and_disturb_neither_job_nor_others(
         n_open(coordinator) <= n_before
     });
     assert!(is_back, "{} are open, {n_before} were", n_open(coordinator));
+}
+
+#[test]
+fn a_coordinator_told_to_end_does_though_somebody_watches() {
+    let mut farm = Farm::start();
+    let job = farm.submit(18);
+    let mut watch = farm.watch(&job);
+    assert!(watch.until(|_| true), "it is watched");
+    let _worker = farm.worker("a");
+    assert!(watch.until(is_running), "a worker is in a session");
+    let coordinator = farm.coordinator.take().expect("it runs");
+    coordinator.signal("-TERM");
+    assert_eq!(coordinator.wait(), Some(0));
+    farm.start_coordinator();
+    check_steps(watch.rest());
+    farm.check_picture(&job, 18);
+}
+
+#[test]
+fn a_worker_told_to_end_while_it_reads_weights_does() {
+    let desk = Desk::new();
+    let model = desk.demo_copy();
+    // Weights that never end: the pipe is opened by nobody for writing.
+    let weights = model.join("vae/diffusion_pytorch_model.safetensors");
+    std::fs::remove_file(&weights).expect("it is there");
+    let made = std::process::Command::new("mkfifo").arg(&weights).status().expect("mkfifo is there");
+    assert!(made.success());
+    let path = model.to_str().expect("is UTF-8");
+    let worker = Process::start(&mut desk.command(FRESCO, &["worker", "--model", path]));
+    worker.until_it_heeds_sigterm();
+    worker.signal("-TERM");
+    assert_eq!(worker.wait(), Some(0));
 }
 
 #[test]
