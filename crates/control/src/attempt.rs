@@ -14,6 +14,8 @@ pub(crate) struct Suspicion {
     pub(crate) message: String,
     /// A part is lost together with its session; else a rank blamed another.
     pub(crate) is_loss: bool,
+    /// Who blames whom.
+    pub(crate) rifts: Vec<(WorkerId, WorkerId)>,
 }
 
 /// One attempt.

@@ -14,6 +14,7 @@ use crate::job::{Image, Job, Phase};
 use crate::member::{Member, MemberView};
 use crate::output::{Event, Output, Record};
 use crate::queue::{Need, Queue, Turn};
+use crate::rift::Rifts;
 
 mod client;
 mod membership;
@@ -42,6 +43,8 @@ pub struct Config {
     /// A failed attempt is tried again after this, four times as late with each failure. At least a thirtieth of a
     /// lease: five failures then take longer than a lease, and a dead worker fails no image.
     pub backoff_ms: u64,
+    /// How long two workers that could not reach each other are kept apart.
+    pub rift_ms: u64,
     /// Shortening of a step, as a share, that is worth stopping for.
     pub replan_gain: f64,
     /// Steps an attempt takes before it is planned anew for its speeds, doubled each time this was done.
@@ -61,6 +64,7 @@ impl Default for Config {
             most_failures: 5,
             most_losses: 20,
             backoff_ms: 100,
+            rift_ms: 300_000,
             replan_gain: 0.1,
             replan_after_steps: 2,
             replan_cost_ms: 250.0,
@@ -95,6 +99,7 @@ pub struct Control {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) members: BTreeMap<WorkerId, Member>,
     pub(crate) attempts: BTreeMap<Epoch, Attempt>,
+    pub(crate) rifts: Rifts,
     pub(crate) queue: Queue,
     /// Queued images whose message says what they wait for.
     pub(crate) told: BTreeMap<Need, BTreeSet<Turn>>,
@@ -117,6 +122,7 @@ impl Control {
             jobs: BTreeMap::new(),
             members: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            rifts: Rifts::default(),
             queue: Queue::default(),
             told: BTreeMap::new(),
             next_epoch: Epoch(1),
@@ -281,10 +287,10 @@ impl Control {
                 }
                 is_seated
             }
-            Input::Failed { worker, session, epoch, cause, message } => {
+            Input::Failed { worker, session, epoch, cause, message, blamed } => {
                 let is_seated = self.is_seated(&worker, session, epoch);
                 if is_seated {
-                    self.failed(&worker, epoch, cause, message);
+                    self.failed(&worker, epoch, cause, (message, blamed));
                 }
                 is_seated
             }

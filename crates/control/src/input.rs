@@ -82,8 +82,8 @@ pub enum Input {
     Decoding { worker: WorkerId, session: SessionId, epoch: Epoch },
     /// The picture is there and durable.
     Finished { worker: WorkerId, session: SessionId, epoch: Epoch, artifact: ArtifactRef },
-    /// A rank gave up.
-    Failed { worker: WorkerId, session: SessionId, epoch: Epoch, cause: Cause, message: String },
+    /// A rank gave up; with `blamed`, it waited for that rank in vain.
+    Failed { worker: WorkerId, session: SessionId, epoch: Epoch, cause: Cause, message: String, blamed: Option<Rank> },
     /// The picture or a checkpoint of it could not be kept yet; its worker tries again.
     ArtifactRefused { epoch: Epoch, message: String },
 }

@@ -19,6 +19,7 @@ mod output;
 mod pace;
 mod place;
 mod queue;
+mod rift;
 
 pub use attempt::Attempt;
 pub use control::{Config, Control, Counters};

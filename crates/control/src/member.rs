@@ -59,6 +59,14 @@ impl Member {
         if speed.is_finite() { speed.clamp(1.0, MOST) } else { 1.0 }
     }
 
+    /// It was too slow for a seat. Whatever made it so may be over, which only a step it takes can tell: little by
+    /// little it is believed again what its probe said.
+    pub(crate) fn is_passed_over(&mut self) {
+        const REGAINED: f64 = 1.1;
+        let most = Self::usable(self.hello.flop_per_s).max(self.speed);
+        self.speed = (self.speed * REGAINED).min(most);
+    }
+
     /// Whether it could be given work.
     pub(crate) fn is_free(&self) -> bool {
         self.epoch.is_none() && !self.is_draining

@@ -88,12 +88,15 @@ impl Control {
         }
     }
 
-    /// Whether a worker may work together with a team: the same weights, and bytes that are equal.
+    /// Whether a worker may work together with a team: the same weights, bytes that are equal, and nothing between them.
     fn may_join(&self, team: &Team, worker: &WorkerId) -> bool {
         let is_spared = self.image(&team.image).is_none_or(|image| image.avoid.contains(worker));
         let first = team.workers.first().and_then(|first| self.members.get(first));
         let model = &team.need.model;
-        !is_spared && first.zip(self.members.get(worker)).is_some_and(|(first, other)| first.equals(other, model))
+        let is_parted = self.rifts.part(worker, &team.workers, self.now);
+        !is_spared
+            && !is_parted
+            && first.zip(self.members.get(worker)).is_some_and(|(first, other)| first.equals(other, model))
     }
 
     fn facts<'a>(&self, id: &ImageId, member: &'a Member) -> Option<&'a ModelFacts> {
@@ -136,6 +139,11 @@ impl Control {
         let mut attempt = Attempt::new(epoch, id.clone(), choice.mesh.clone(), who, n_steps_done);
         let others = team.into_iter().map(|(_, worker)| worker).filter(|worker| !seats.contains(worker));
         attempt.passed_over = others.collect();
+        for worker in &attempt.passed_over {
+            if let Some(member) = self.members.get_mut(worker) {
+                member.is_passed_over();
+            }
+        }
         self.attempts.insert(epoch, attempt);
         for worker in &seats {
             if let Some(member) = self.members.get_mut(worker) {

@@ -5,26 +5,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use control::{ArtifactRef, Hello, Input, MemberState, Running, SessionId};
+use control::{Input, MemberState};
 use futures_util::{Stream, StreamExt};
-use plan::{Epoch, ImageId, Rank, WorkerId};
+use plan::{Epoch, ImageId, WorkerId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use wire::v1::cluster_service_server::ClusterService;
 use wire::v1::session_request::Message as Report;
-use wire::{checksum, convert, v1};
+use wire::{checksum, v1};
 
 use crate::artifact::{ArtifactError, Artifacts};
 use crate::checkpoint::{Checkpoints, Place, PutError};
 use crate::driver::Desk;
 use crate::metrics::Metrics;
+use crate::report;
 use crate::status::status;
 
 /// How long a session may say nothing at its beginning.
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// How long rows wait for those of other ranks before their sender is asked to send them again.
 const WHOLE_WITHIN: Duration = Duration::from_secs(5);
+/// How long the next part of rows or of a picture may take.
+const PART_WITHIN: Duration = Duration::from_secs(30);
 const CHUNK_BYTES: usize = 1 << 20;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -71,6 +74,12 @@ struct AttemptView {
     n_steps: (usize, usize),
 }
 
+/// The next part of what is sent. A sender that says nothing holds nothing here.
+async fn next_part<T>(parts: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    let next = tokio::time::timeout(PART_WITHIN, parts.message()).await;
+    next.map_err(|_| Status::deadline_exceeded("the next part did not come"))?
+}
+
 /// Refuses what came for an epoch that is over.
 fn over(error: &PutError) -> Status {
     status(Code::FailedPrecondition, "OLD_EPOCH", error.to_string(), Some("epoch"), None)
@@ -84,19 +93,20 @@ impl ClusterService for Members {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let from = request.remote_addr();
         let mut reports = request.into_inner();
         let first = tokio::time::timeout(JOIN_WITHIN, reports.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("a session begins with a join"))??;
         let Some(v1::SessionRequest { message: Some(Report::Join(join)) }) = first else {
             return Err(Status::invalid_argument("a session begins with a join"));
         };
-        let (worker, hello) = hello(join)?;
+        let (worker, hello) = report::hello(join, from)?;
         let (session, orders) = self.desk.open().await?;
         self.desk.tell(Input::Join { worker: worker.clone(), session, hello }).await?;
         let desk = self.desk.clone();
         tokio::spawn(async move {
             while let Ok(Some(report)) = reports.message().await {
-                let input = report.message.and_then(|report| input_of(report, &worker, session));
+                let input = report.message.and_then(|report| report::input_of(report, &worker, session));
                 if let Some(input) = input
                     && desk.tell(input).await.is_err()
                 {
@@ -113,7 +123,8 @@ impl ClusterService for Members {
         request: Request<Streaming<v1::PutCheckpointRequest>>,
     ) -> Result<Response<v1::PutCheckpointResponse>, Status> {
         let mut parts = request.into_inner();
-        let first = parts.message().await?.ok_or_else(|| Status::invalid_argument("a checkpoint without a part"))?;
+        let first = next_part(&mut parts).await?;
+        let first = first.ok_or_else(|| Status::invalid_argument("a checkpoint without a part"))?;
         let epoch = Epoch(first.epoch);
         let AttemptView { image, rows: all_rows, cols, n_steps } = self.attempt(epoch).await?;
         let n_steps_done = first.n_steps_done as usize;
@@ -131,7 +142,7 @@ impl ClusterService for Members {
         let mut bytes = BytesMut::with_capacity(place.n_bytes());
         let mut crc32c = first.crc32c;
         bytes.extend_from_slice(&first.chunk);
-        while let Some(part) = parts.message().await? {
+        while let Some(part) = next_part(&mut parts).await? {
             bytes.extend_from_slice(&part.chunk);
             crc32c = part.crc32c;
             if bytes.len() > place.n_bytes() {
@@ -193,10 +204,12 @@ impl ClusterService for Members {
         request: Request<Streaming<v1::PutArtifactRequest>>,
     ) -> Result<Response<v1::PutArtifactResponse>, Status> {
         let mut parts = request.into_inner();
-        let first = parts.message().await?.ok_or_else(|| Status::invalid_argument("a picture without a part"))?;
+        let first = next_part(&mut parts).await?;
+        let first = first.ok_or_else(|| Status::invalid_argument("a picture without a part"))?;
         let epoch = Epoch(first.epoch);
         self.attempt(epoch).await?;
         let artifact = first.artifact.ok_or_else(|| Status::invalid_argument("a picture without its hash"))?;
+        let artifact_bytes = artifact.size_bytes;
         let began = Instant::now();
         let (chunks, mut incoming) = mpsc::channel::<Bytes>(8);
         let artifacts = Arc::clone(&self.artifacts);
@@ -208,12 +221,17 @@ impl ClusterService for Members {
             file.finish(&artifact.sha256)
         });
         let mut next = Some(first.chunk);
+        let mut left_bytes = artifact_bytes;
         // If the disk is at fault the thread has ended; its answer says so.
         while let Some(chunk) = next.take() {
+            left_bytes = left_bytes.checked_sub(chunk.len() as u64).ok_or_else(|| {
+                let message = format!("a picture of more than the {artifact_bytes} bytes that were announced");
+                status(Code::InvalidArgument, "ARTIFACT_SIZE", message, Some("artifact"), None)
+            })?;
             if chunks.send(chunk).await.is_err() {
                 break;
             }
-            next = parts.message().await?.map(|part| part.chunk);
+            next = next_part(&mut parts).await?.map(|part| part.chunk);
         }
         drop(chunks);
         let kept = keeping.await.map_err(|_| Status::internal("the picture's thread died"))?;
@@ -242,55 +260,4 @@ impl ClusterService for Members {
         }
         Ok(Response::new(v1::DrainWorkerResponse { is_member: member.is_some() }))
     }
-}
-
-fn hello(join: v1::Join) -> Result<(WorkerId, Hello), Status> {
-    const LONGEST_NAME: usize = 128;
-    let name = join.worker;
-    if name.is_empty() || name.len() > LONGEST_NAME || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        let message = format!("worker name {name:?}: use 1 to {LONGEST_NAME} characters without white space");
-        return Err(status(Code::InvalidArgument, "WORKER_NAME", message, Some("worker"), None));
-    }
-    let models = join.models.iter().map(convert::model_facts).collect::<Result<_, _>>();
-    let models =
-        models.map_err(|error| status(Code::InvalidArgument, "MODEL", error.to_string(), Some("models"), None))?;
-    let running = join.running.and_then(|running| {
-        Some(Running { epoch: Epoch(running.epoch), rank: Rank(u16::try_from(running.rank).ok()?) })
-    });
-    let hello = Hello {
-        version: join.version,
-        incarnation: join.incarnation,
-        numeric_class: join.numeric_class,
-        models,
-        address: join.address,
-        flop_per_s: if join.flop_per_s.is_finite() { join.flop_per_s } else { 0.0 },
-        running,
-    };
-    Ok((WorkerId(name), hello))
-}
-
-/// A report as the machine hears it; nothing if it means nothing.
-fn input_of(report: Report, worker: &WorkerId, session: SessionId) -> Option<Input> {
-    let worker = worker.clone();
-    Some(match report {
-        Report::Join(_) => return None,
-        Report::Heartbeat(_) => Input::Heartbeat { worker, session },
-        Report::Drain(_) => Input::Drain { worker, session },
-        Report::StepTaken(taken) => {
-            let (epoch, rank) = (Epoch(taken.epoch), Rank(u16::try_from(taken.rank).ok()?));
-            Input::StepTaken { worker, session, epoch, rank, compute_ms: taken.compute_ms }
-        }
-        Report::Stopped(stopped) => Input::Stopped { worker, session, epoch: Epoch(stopped.epoch) },
-        Report::Decoding(decoding) => Input::Decoding { worker, session, epoch: Epoch(decoding.epoch) },
-        Report::Finished(finished) => {
-            let artifact = finished.artifact?;
-            let kind = convert::artifact_kind(artifact.kind).ok()?;
-            let artifact = ArtifactRef { sha256: artifact.sha256, size_bytes: artifact.size_bytes, kind };
-            Input::Finished { worker, session, epoch: Epoch(finished.epoch), artifact }
-        }
-        Report::Failed(failed) => {
-            let cause = convert::cause(failed.cause());
-            Input::Failed { worker, session, epoch: Epoch(failed.epoch), cause, message: failed.message }
-        }
-    })
 }

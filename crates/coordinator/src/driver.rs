@@ -27,7 +27,8 @@ const EVENTS: usize = 8192;
 type Question = Box<dyn FnOnce(&Control) + Send>;
 
 enum Message {
-    Do(Input),
+    /// What happened, and when it was heard of: a machine that was busy in between holds it against nobody.
+    Do(Input, Instant),
     Open(SessionId, mpsc::Sender<v1::SessionResponse>),
     Answer(ReplyId, oneshot::Sender<Result<JobId, ControlError>>),
     Ask(Question),
@@ -53,7 +54,7 @@ impl Desk {
 
     /// Something happened.
     pub(crate) async fn tell(&self, input: Input) -> Result<(), Gone> {
-        self.inbox.send(Message::Do(input)).await.map_err(|_| Gone)
+        self.inbox.send(Message::Do(input, Instant::now())).await.map_err(|_| Gone)
     }
 
     /// Something a client wants, and what becomes of it.
@@ -129,44 +130,47 @@ impl Driver {
         loop {
             let due = self.control.poll_timeout().map(|due| self.started + Duration::from_millis(due.0));
             let asleep = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
+            // What was said in time counts before the clock does.
             tokio::select! {
+                biased;
                 message = self.inbox.recv() => match message {
-                    Some(Message::Do(input)) => {
+                    Some(Message::Do(input, heard)) => {
                         if let Input::Left { session, .. } = &input {
                             self.sessions.remove(session);
                         }
-                        self.control.handle(self.now(), input);
+                        self.control.handle(self.at(heard), input);
                     }
                     Some(Message::Ask(question)) => question(&self.control),
                     Some(Message::Open(session, orders)) => drop(self.sessions.insert(session, orders)),
                     Some(Message::Answer(reply, answer)) => drop(self.answers.insert(reply, answer)),
                     None => return Ok(()),
                 },
-                () = asleep => self.control.handle_timeout(self.now()),
+                () = asleep => self.control.handle_timeout(self.at(Instant::now())),
             }
             self.perform().await?;
         }
     }
 
-    fn now(&self) -> Millis {
-        Millis(self.started.elapsed().as_millis() as u64)
+    fn at(&self, moment: Instant) -> Millis {
+        Millis(moment.saturating_duration_since(self.started).as_millis() as u64)
     }
 
-    /// Performs what is to be done, in order; what must be durable is so before anything behind it leaves.
+    /// Performs what is to be done: first all that is to be durable is so, then the rest leaves, in order.
     async fn perform(&mut self) -> anyhow::Result<()> {
-        let mut open: BTreeSet<SessionId> = BTreeSet::new();
+        let mut rest = Vec::new();
         while let Some(output) = self.control.poll_output() {
             self.courses.heard(Instant::now(), &output);
             match output {
                 Output::Persist(record) => self.persistence.add(*record),
-                other => {
-                    self.persistence.commit().await?;
-                    self.act(other, &mut open);
-                }
+                other => rest.push(other),
             }
         }
         self.persistence.commit().await?;
-        for session in open {
+        let mut closed: BTreeSet<SessionId> = BTreeSet::new();
+        for output in rest {
+            self.act(output, &mut closed);
+        }
+        for session in closed {
             self.sessions.remove(&session);
         }
         Ok(())
@@ -174,7 +178,8 @@ impl Driver {
 
     fn act(&mut self, output: Output, closed: &mut BTreeSet<SessionId>) {
         match output {
-            Output::Persist(record) => self.persistence.add(*record),
+            // Was written before anything is done.
+            Output::Persist(_) => {}
             Output::Reply { reply, answer } => {
                 // A client that has gone away does not want to know.
                 drop(self.answers.remove(&reply).map(|client| client.send(answer)));

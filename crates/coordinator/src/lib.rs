@@ -12,6 +12,7 @@ mod job_view;
 mod metrics;
 mod persist;
 mod render_service;
+mod report;
 pub mod role;
 mod scaler;
 mod status;

@@ -17,6 +17,7 @@ use wire::{convert, v1};
 use crate::artifact::Artifacts;
 use crate::driver::Desk;
 use crate::job_view;
+use crate::report;
 use crate::status::{invalid, of_control, status};
 
 /// Bytes of one part of a picture.
@@ -53,6 +54,10 @@ impl RenderService for Clients {
         let spec = spec.ok_or_else(|| invalid(&convert::ConvertError::Missing { field: "spec" }))?;
         if spec.model.is_empty() {
             return Err(invalid(&convert::ConvertError::Missing { field: "spec.model" }));
+        }
+        if !report::is_name(&spec.model) {
+            let message = "the name of a model has 1 to 128 bytes and no control characters: see `fresco model list`";
+            return Err(status(Code::InvalidArgument, "MODEL", message, Some("spec.model"), None));
         }
         if request_id.len() > LONGEST_REQUEST_ID {
             let message = format!("a request id of {} bytes: use at most {LONGEST_REQUEST_ID}", request_id.len());
@@ -207,8 +212,11 @@ impl Watcher {
         let Ok(Some(job)) = self.desk.ask(move |control| job_view::job(control, &id)).await else { return false };
         if job.revision > self.seen || job_view::is_over(job.state) {
             let steps = job.spec.as_ref().map_or(0, |spec| spec.steps);
-            for image in job.images {
-                let (revision, job_state) = (job.revision, job.state);
+            let n_images = job.images.len();
+            for (idx, image) in job.images.into_iter().enumerate() {
+                // Who breaks off amid a snapshot begins it anew.
+                let revision = if idx + 1 == n_images { job.revision } else { self.seen };
+                let job_state = job.state;
                 let response =
                     v1::WatchJobResponse { revision, job: job.id.clone(), image: Some(image), steps, job_state };
                 if self.answers.send(Ok(response)).await.is_err() {

@@ -24,20 +24,21 @@ pub struct ImageSize {
 impl ImageSize {
     /// Width and height are multiples of this: eight pixels a latent cell, two cells a token.
     pub const MULTIPLE_PX: u32 = 16;
+    /// No side is longer: four times the pixels of the largest picture the model was made for, and a bound on what
+    /// one request can make anybody reckon with.
+    pub const MOST_PX: u32 = 8192;
 
     /// A size that can be rendered.
     ///
     /// # Errors
-    /// If a side is zero or not a multiple of [`Self::MULTIPLE_PX`].
+    /// If a side is zero, not a multiple of [`Self::MULTIPLE_PX`] or longer than [`Self::MOST_PX`].
     pub fn new(width_px: u32, height_px: u32) -> Result<Self, RequestError> {
         for (side, px) in [("width", width_px), ("height", height_px)] {
+            if px > Self::MOST_PX {
+                return Err(RequestError::Long { side, px });
+            }
             if px == 0 || !px.is_multiple_of(Self::MULTIPLE_PX) {
-                return Err(RequestError::Side {
-                    side,
-                    px,
-                    below: px / 16 * 16,
-                    above: (px / 16).saturating_add(1).saturating_mul(16),
-                });
+                return Err(RequestError::Side { side, px, below: px / 16 * 16, above: (px / 16 + 1) * 16 });
             }
         }
         Ok(Self { width_px, height_px })
@@ -143,7 +144,10 @@ mod tests {
         let message = "500x512".parse::<ImageSize>().expect_err("500 is no multiple of 16").to_string();
         assert_eq!(message, "width 500 px is not a multiple of 16: use 496 or 512");
         assert!("0x16".parse::<ImageSize>().is_err());
-        assert!("4294967295x16".parse::<ImageSize>().is_err());
+        let message = "16x4294967295".parse::<ImageSize>().expect_err("too long").to_string();
+        assert_eq!(message, "height 4294967295 px is out of range: use at most 8192");
+        assert!("8192".parse::<ImageSize>().is_ok());
+        assert!("8208x16".parse::<ImageSize>().is_err());
         assert!("-16x16".parse::<ImageSize>().is_err());
         assert!("wide".parse::<ImageSize>().is_err());
     }

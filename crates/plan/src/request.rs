@@ -58,6 +58,10 @@ pub enum RequestError {
     #[error("{side} {px} px is not a multiple of 16: use {}{above}", if *.below == 0 { String::new() } else { format!("{} or ", .below) })]
     #[allow(missing_docs)]
     Side { side: &'static str, px: u32, below: u32, above: u32 },
+    /// A side longer than any picture's.
+    #[error("{side} {px} px is out of range: use at most {}", ImageSize::MOST_PX)]
+    #[allow(missing_docs)]
+    Long { side: &'static str, px: u32 },
     /// Not a size at all.
     #[error("size `{text}` is not WIDTHxHEIGHT in pixels, such as 1024x576")]
     #[allow(missing_docs)]

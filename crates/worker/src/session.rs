@@ -118,7 +118,8 @@ impl Stay {
                 }
             }
             let drains = *self.shutdown.borrow() != Shutdown::No;
-            if drains && self.part.is_none() {
+            let is_at_work = self.part.as_ref().is_some_and(|(_, thread)| !thread.is_finished());
+            if drains && !is_at_work {
                 self.drop_part();
                 return Ok(());
             }

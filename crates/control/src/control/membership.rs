@@ -79,7 +79,7 @@ impl Control {
         let owes_nothing = has_stopped || (attempt.is_decoding && rank != Rank(0));
         if !owes_nothing {
             let message = format!("worker {worker} ended its part and did not say how");
-            attempt.suspicion.get_or_insert(Suspicion { due: until, message, is_loss: true });
+            attempt.suspicion.get_or_insert(Suspicion { due: until, message, is_loss: true, rifts: Vec::new() });
         }
         Some(attempt.epoch)
     }
@@ -174,6 +174,7 @@ impl Control {
 
     pub(super) fn lose(&mut self, worker: &WorkerId) {
         let Some(member) = self.members.remove(worker) else { return };
+        self.rifts.forget(worker);
         if let Some(epoch) = member.epoch {
             self.requeue_after_loss(epoch, Some(worker), format!("worker {worker} was lost"));
         }

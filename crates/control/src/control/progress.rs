@@ -1,6 +1,6 @@
 //! What becomes of an attempt: steps, a stop, a picture, a failure.
 
-use plan::{Cause, Epoch, ImageId, WorkerId};
+use plan::{Cause, Epoch, ImageId, Rank, WorkerId};
 
 use super::Control;
 use crate::attempt::{Attempt, Suspicion};
@@ -108,13 +108,22 @@ impl Control {
         }
     }
 
-    pub(super) fn failed(&mut self, worker: &WorkerId, epoch: Epoch, cause: Cause, message: String) {
+    pub(super) fn failed(
+        &mut self,
+        worker: &WorkerId,
+        epoch: Epoch,
+        cause: Cause,
+        (message, blamed): (String, Option<Rank>),
+    ) {
         let now = self.now;
         if cause == Cause::Peer {
             // Somebody else is at fault, who may still say why, or be lost; both decide better than this report.
             let pause_ms = self.attempts.get(&epoch).map_or(0, |attempt| self.backoff_ms(&attempt.image));
             if let Some(attempt) = self.attempts.get_mut(&epoch) {
-                attempt.suspicion.get_or_insert(Suspicion { due: now + pause_ms, message, is_loss: false });
+                let blamed = blamed.and_then(|rank| attempt.seats.get(usize::from(rank.0)).cloned());
+                let suspicion = Suspicion { due: now + pause_ms, message, is_loss: false, rifts: Vec::new() };
+                let suspicion = attempt.suspicion.get_or_insert(suspicion);
+                suspicion.rifts.extend(blamed.map(|blamed| (worker.clone(), blamed)));
             }
             return;
         }
@@ -156,13 +165,19 @@ impl Control {
             let Some(attempt) = self.attempts.get(&epoch) else { continue };
             match attempt.suspicion.clone() {
                 Some(Suspicion { message, is_loss: true, .. }) => self.requeue_after_loss(epoch, None, message),
-                Some(Suspicion { message, .. }) => self.requeue(epoch, None, |image| {
-                    image.n_failures = image.n_failures.saturating_add(1);
-                    image.message = message;
-                    if image.n_failures >= most {
-                        image.phase = Phase::Failed;
+                Some(Suspicion { message, rifts, .. }) => {
+                    // Nobody was lost and nobody said more: the two cannot reach each other.
+                    for rift in rifts {
+                        self.rifts.note(rift, self.now, self.config.rift_ms);
                     }
-                }),
+                    self.requeue(epoch, None, |image| {
+                        image.n_failures = image.n_failures.saturating_add(1);
+                        image.message = message;
+                        if image.n_failures >= most {
+                            image.phase = Phase::Failed;
+                        }
+                    });
+                }
                 None => self.requeue(epoch, None, |image| {
                     image.message = "a worker did not come back after the restart".into();
                 }),

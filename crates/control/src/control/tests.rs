@@ -158,7 +158,13 @@ impl Farm {
 
     fn fail(&mut self, worker: &str, session: SessionId, epoch: Epoch, cause: Cause) -> Vec<Output> {
         let message = "step 3, rank 0: it broke".into();
-        self.hear(Input::Failed { worker: id(worker), session, epoch, cause, message })
+        self.hear(Input::Failed { worker: id(worker), session, epoch, cause, message, blamed: None })
+    }
+
+    fn blame(&mut self, worker: &str, session: SessionId, epoch: Epoch, rank: u16) -> Vec<Output> {
+        let (cause, blamed) = (Cause::Peer, Some(plan::Rank(rank)));
+        let message = "step 3: a rank did not answer".into();
+        self.hear(Input::Failed { worker: id(worker), session, epoch, cause, message, blamed })
     }
 
     fn finish(&mut self, worker: &str, session: SessionId, epoch: Epoch) -> Vec<Output> {

@@ -13,8 +13,9 @@ use plan::{Epoch, Mesh, WorkerId};
 
 use crate::attempt::Attempt;
 use crate::control::Control;
+use crate::member::Member;
 use crate::output::Output;
-use crate::queue::Need;
+use crate::queue::{Need, Turn};
 
 /// Steps that must be left for a stop to be worth it.
 const FEWEST_STEPS_LEFT: usize = 2;
@@ -106,11 +107,19 @@ impl Control {
     fn to_make_room(&self) -> Vec<Epoch> {
         let is_shared = |attempt: &&Attempt| attempt.seats.len() > 1;
         let waits_for_one = |need: &Need| self.attempts.values().filter(is_shared).any(|a| self.could_serve(a, need));
+        // An image that would not be given any of their members gains nothing from a stop. No more are looked at than
+        // there are members to be freed.
+        let gains = |(_, id): &&Turn| {
+            let Some(image) = self.image(id) else { return false };
+            let is_spared = |attempt: &Attempt| attempt.seats.iter().all(|seat| image.avoid.contains(seat));
+            image.avoid.is_empty() || self.attempts.values().filter(is_shared).any(|attempt| !is_spared(attempt))
+        };
         let waiting: Vec<(&Need, usize)> = self
             .queue
             .ready()
             .filter(|(need, _)| waits_for_one(need))
-            .map(|(need, turns)| (need, turns.len()))
+            .map(|(need, turns)| (need, turns.iter().take(self.members.len()).filter(gains).count()))
+            .filter(|(_, n)| *n > 0)
             .collect();
         let mut n_waiting: usize = waiting.iter().map(|(_, n)| n).sum();
         // What is stopping already makes room for its own image and others.
@@ -164,7 +173,10 @@ impl Control {
         let (Some(first), Some(image)) = (first, self.image(&attempt.image)) else { return BTreeSet::new() };
         let Some(job) = self.jobs.get(&attempt.image.job) else { return BTreeSet::new() };
         let free = self.members.iter().filter(|(worker, member)| member.is_free() && !image.avoid.contains(*worker));
-        free.filter(|(_, member)| first.equals(member, &job.spec.model)).map(|(worker, _)| worker).collect()
+        let may_join = |(worker, member): &(&WorkerId, &Member)| {
+            first.equals(member, &job.spec.model) && !self.rifts.part(worker, &attempt.seats, self.now)
+        };
+        free.filter(may_join).map(|(worker, _)| worker).collect()
     }
 
     /// Whether an attempt went on long enough to be judged by its speeds.

@@ -91,7 +91,7 @@ impl World {
         let message = "nonsense".to_owned();
         let input = match self.rng.of(0..5) {
             0 => Input::StepKept { epoch: Epoch(u64::MAX), n_steps_done: usize::MAX },
-            1 => Input::Failed { worker, session, epoch, cause: Cause::Bug, message },
+            1 => Input::Failed { worker, session, epoch, cause: Cause::Bug, message, blamed: None },
             2 => Input::Stopped { worker, session, epoch },
             3 => Input::Heartbeat { worker, session },
             _ => Input::Drain { worker, session },
@@ -109,7 +109,7 @@ impl World {
         let artifact = control::ArtifactRef { sha256: message.clone(), size_bytes: 0, kind: ArtifactKind::Png8 };
         let input = match self.rng.of(0..5) {
             0 => Input::StepKept { epoch, n_steps_done: usize::MAX },
-            1 => Input::Failed { worker, session, epoch, cause: Cause::Bug, message },
+            1 => Input::Failed { worker, session, epoch, cause: Cause::Bug, message, blamed: None },
             2 => Input::Stopped { worker, session, epoch },
             3 => Input::Decoding { worker, session, epoch },
             _ => Input::Finished { worker, session, epoch, artifact },

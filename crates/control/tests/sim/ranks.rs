@@ -444,8 +444,10 @@ impl World {
     fn fail(&mut self, worker: usize, cause: Cause, message: String) {
         let Some(part) = self.workers[worker].part.as_mut() else { return };
         part.at = At::Over;
-        let epoch = part.assignment.epoch;
-        self.say(worker, Report::Failed { epoch, cause, message });
+        let (epoch, n_ranks) = (part.assignment.epoch, part.assignment.mesh.n_ranks() as u64);
+        // Whom one waits for need not be who is at fault.
+        let blamed = (cause == Cause::Peer && self.rng.chance(50)).then(|| Rank(self.rng.of(0..n_ranks) as u16));
+        self.say(worker, Report::Failed { epoch, cause, message, blamed });
         self.break_team(worker, epoch);
     }
 

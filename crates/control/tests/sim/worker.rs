@@ -16,7 +16,7 @@ pub(crate) enum Report {
     Stopped { epoch: Epoch },
     Decoding { epoch: Epoch },
     Finished { epoch: Epoch, artifact: ArtifactRef },
-    Failed { epoch: Epoch, cause: Cause, message: String },
+    Failed { epoch: Epoch, cause: Cause, message: String, blamed: Option<Rank> },
 }
 
 impl Report {
@@ -30,7 +30,9 @@ impl Report {
             Self::Stopped { epoch } => Input::Stopped { worker, session, epoch },
             Self::Decoding { epoch } => Input::Decoding { worker, session, epoch },
             Self::Finished { epoch, artifact } => Input::Finished { worker, session, epoch, artifact },
-            Self::Failed { epoch, cause, message } => Input::Failed { worker, session, epoch, cause, message },
+            Self::Failed { epoch, cause, message, blamed } => {
+                Input::Failed { worker, session, epoch, cause, message, blamed }
+            }
         }
     }
 }

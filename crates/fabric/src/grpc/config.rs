@@ -11,8 +11,13 @@ pub(crate) const MESSAGE_BYTES: u64 = 256;
 /// What can be set of a port. The defaults suit ranks on one local network.
 #[derive(Debug, Clone)]
 pub struct PortConfig {
-    /// A wait ends when the peer sent nothing for this long. Longer than the longest computation between sends.
+    /// A wait ends when the peer sent nothing for this long. Longer than the longest computation between sends, a
+    /// block of a 4096² picture on a CPU; a peer that is dead is found out by its connection, one that hangs by its
+    /// lease.
     pub silence: Duration,
+    /// A message that is begun and not gone on with for this long ends its stream, and what a peer leaves unanswered
+    /// for this long is not waited for at the end.
+    pub stall: Duration,
     /// A peer that could not be reached for this long is gone.
     pub reconnect: Duration,
     /// Bytes a link may have under way before `send` waits, 256 for every message beside its payload. A larger
@@ -41,7 +46,8 @@ pub struct PortConfig {
 impl Default for PortConfig {
     fn default() -> Self {
         Self {
-            silence: Duration::from_secs(60),
+            silence: Duration::from_secs(30 * 60),
+            stall: Duration::from_secs(60),
             reconnect: Duration::from_secs(5),
             credit_bytes: 64 << 20,
             message_limit_bytes: 1 << 30,

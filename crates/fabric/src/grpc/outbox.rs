@@ -318,7 +318,7 @@ impl Outbox {
     /// True once nobody sends and all has come, or cannot come: the peer is gone, or silent.
     pub(crate) fn is_over(&self, config: &PortConfig) -> bool {
         let state = lock(&self.state);
-        let is_lost = |link: &Link| link.progress.elapsed() >= config.silence;
+        let is_lost = |link: &Link| link.progress.elapsed() >= config.stall;
         state.n_users == 0 && (state.gone(config.reconnect).is_some() || state.links.values().all(is_lost))
     }
 

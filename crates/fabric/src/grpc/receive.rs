@@ -98,7 +98,7 @@ fn respond(request: Request<Incoming>, shared: &Arc<Shared>, has_spoken: &Arc<At
     let body = if request.uri().path() == PATH {
         let answers = Arc::new(Answers::default());
         let sabotage = shared.config.faults.as_ref().map(Sabotage::new);
-        let reader = Reader { body: request.into_body(), piece: Bytes::new(), patience: shared.config.silence };
+        let reader = Reader { body: request.into_body(), piece: Bytes::new(), patience: shared.config.stall };
         let reading = read_stream(reader, shared.clone(), answers.clone(), has_spoken.clone());
         tokio::spawn(reading);
         AnswerBody::new(answers, shared.config.answer_delay, sabotage)

@@ -170,3 +170,72 @@ fn steps_and_times_that_cannot_be_change_nothing() {
     farm.hear(Input::Heartbeat { worker: id("a"), session: SessionId(u64::MAX) });
     assert_eq!(farm.control.counters().old_session, 1);
 }
+
+#[test]
+fn two_workers_that_cannot_reach_each_other_make_images_each_by_itself() {
+    let mut farm = Farm::new();
+    let (a, b) = (farm.join("a"), farm.join("b"));
+    let job = farm.submit(1);
+    let beat = |farm: &mut Farm| {
+        for (worker, session) in [("a", a), ("b", b)] {
+            farm.hear(Input::Heartbeat { worker: id(worker), session });
+        }
+    };
+    assert_eq!(farm.seats(&job, 0), ["a", "b"]);
+    farm.blame("a", a, farm.epoch(&job, 0), 1);
+    assert_eq!(assigned(&farm.wait(100)), [("a".to_owned(), 0)]);
+    // Nor does b join at a step boundary, or another image that a makes.
+    assert_eq!(stops(&farm.keep(&job, 0, 1)), []);
+    let second = farm.submit(1);
+    assert_eq!(farm.seats(&second, 0), ["b"]);
+    beat(&mut farm);
+    assert_eq!(stops(&farm.finish("b", b, farm.epoch(&second, 0))), []);
+    // Somebody else may.
+    let (_, outputs) = farm.join_as("c", hello("c"));
+    assert_eq!(stops(&outputs), [("a".to_owned(), farm.epoch(&job, 0))]);
+    farm.stop("a", a, farm.epoch(&job, 0));
+    assert_eq!(farm.seats(&job, 0), ["a", "c"]);
+}
+
+#[test]
+fn a_worker_that_begins_anew_is_given_another_chance_with_those_it_could_not_reach() {
+    let mut farm = Farm::new();
+    let (a, b) = (farm.join("a"), farm.join("b"));
+    let job = farm.submit(1);
+    farm.blame("a", a, farm.epoch(&job, 0), 1);
+    farm.wait(100);
+    assert_eq!(farm.seats(&job, 0), ["a"]);
+    farm.hear(Input::Left { worker: id("b"), session: b });
+    farm.join("b");
+    assert_eq!(stops(&farm.keep(&job, 0, 1)), [("a".to_owned(), farm.epoch(&job, 0))]);
+}
+
+#[test]
+fn an_old_quarrel_is_forgotten() {
+    let mut farm = Farm::new();
+    let (a, b) = (farm.join("a"), farm.join("b"));
+    let job = farm.submit(1);
+    farm.blame("b", b, farm.epoch(&job, 0), 0);
+    farm.wait(100);
+    for _ in 0..=config().rift_ms / (TTL_MS / 2) {
+        for (worker, session) in [("a", a), ("b", b)] {
+            farm.hear(Input::Heartbeat { worker: id(worker), session });
+        }
+        farm.wait(TTL_MS / 2);
+    }
+    assert_eq!(stops(&farm.keep(&job, 0, 1)), [("a".to_owned(), farm.epoch(&job, 0))]);
+}
+
+#[test]
+fn blame_among_those_who_lost_another_says_nothing_of_the_network() {
+    let mut farm = Farm::new();
+    let (a, _b, c) = (farm.join("a"), farm.join("b"), farm.join("c"));
+    let job = farm.submit(1);
+    let epoch = farm.epoch(&job, 0);
+    let rank_of_b = farm.seats(&job, 0).iter().position(|seat| seat == "b").expect("has a seat");
+    farm.blame("a", a, epoch, rank_of_b as u16);
+    farm.hear(Input::Left { worker: id("c"), session: c });
+    let mut seats = farm.seats(&job, 0);
+    seats.sort();
+    assert_eq!(seats, ["a", "b"]);
+}

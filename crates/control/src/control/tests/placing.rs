@@ -159,3 +159,48 @@ fn an_epoch_is_written_down_before_it_is_given_out() {
     assert!(epoch.is_some_and(|epoch| epoch < assign), "{outputs:?}");
     assert!(job < at(|output| matches!(output, Output::Reply { .. })), "{outputs:?}");
 }
+
+#[test]
+fn an_image_stops_no_team_whose_members_it_is_spared() {
+    let mut farm = Farm::new();
+    let (a, b) = (farm.join("a"), farm.join("b"));
+    let spared = farm.submit(1);
+    // It broke at both, and at whoever else there was; c is here and busy with something else.
+    farm.fail("a", a, farm.epoch(&spared, 0), Cause::Device);
+    farm.wait(100);
+    farm.fail("b", b, farm.epoch(&spared, 0), Cause::Device);
+    let (_, _) = farm.join_as("c", Hello { models: vec![facts("demo", "ab"), facts("other", "cd")], ..hello("c") });
+    let busy = farm.answer(|reply| {
+        let spec = JobSpec { model: "other".into(), ..spec(1) };
+        Input::Submit { job: JobId("busy".into()), request_id: String::new(), spec, reply }
+    });
+    assert_eq!(farm.seats(&busy.expect("is taken"), 0), ["c"]);
+    let shared = farm.submit(1);
+    assert_eq!(farm.seats(&shared, 0), ["a", "b"]);
+    farm.wait(400);
+    assert_eq!(farm.image(&spared, 0).phase, Phase::Queued, "it waits for c");
+    assert_eq!(stops(&farm.keep(&shared, 0, 1)), []);
+}
+
+#[test]
+fn a_worker_too_slow_for_a_seat_is_tried_again_in_time() {
+    let mut farm = Farm::new();
+    let with_speed = |name: &str, flop_per_s| Hello { flop_per_s, ..hello(name) };
+    let (a, _) = farm.join_as("a", with_speed("a", 1e12));
+    farm.join_as("b", with_speed("b", 1e12));
+    // Something else took its cores for a while.
+    farm.control.members.get_mut(&id("b")).expect("is in").speed = 1e9;
+    let mut n_images = 0;
+    let seats = loop {
+        let job = farm.submit(1);
+        let (seats, epoch) = (farm.seats(&job, 0), farm.epoch(&job, 0));
+        if seats.len() == 2 {
+            break seats;
+        }
+        farm.finish("a", a, epoch);
+        n_images += 1;
+        assert!(n_images < 200, "it never was");
+    };
+    assert_eq!(seats, ["a", "b"]);
+    assert!(n_images > 5, "it was after {n_images} images");
+}
