@@ -17,6 +17,8 @@ from outcome import check
 
 WORKLOADS = {"Deployment", "StatefulSet", "LeaderWorkerSet"}
 UNPRIVILEGED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+QUEUE = "kueue.x-k8s.io/queue-name"
+WITHIN = {"FRESCO_COORDINATOR", "FRESCO_ADVERTISE"}
 LISTENING = ("FRESCO_LISTEN", "FRESCO_WORKER_LISTEN", "FRESCO_STATUS")
 
 
@@ -58,6 +60,10 @@ def workload_faults(seen):
             pods = [pod for pod, _, _ in seen.selected(selector["matchLabels"])]
             if pods != [thing["metadata"]["name"]]:
                 yield f"{name} selects the pods of {pods}"
+        # Kueue heeds the label of the workload, and passes over pods whose owner it knows.
+        (queues,) = [labels.get(QUEUE) for pod, labels, _ in seen.pods() if pod == thing["metadata"]["name"]]
+        if thing["metadata"]["labels"].get(QUEUE) != queues:
+            yield f"{name} is not in the queue of its pods, {queues}"
         if thing["kind"] == "StatefulSet" and thing["spec"]["serviceName"] not in seen.names("Service"):
             yield f"{name} names a service that is not there"
     scalers = seen.of("ScaledObject") + seen.of("HorizontalPodAutoscaler")
@@ -118,16 +124,34 @@ def policy_faults(seen):
         opened = {port["port"] for p in mine for rule in p.get("ingress", []) for port in rule["ports"]}
         if opened != ports:
             yield f"{pod} listens on {ports}, {opened} are open"
-        urls = [value for value in env_of(spec).values() if value.startswith("http")]
-        let_out = {port["port"] for p in mine for rule in p.get("egress", []) for port in rule["ports"]}
-        if missing := {urllib.parse.urlsplit(url).port for url in urls} - let_out:
-            yield f"{pod} calls ports {missing} that are not let out"
+        rules = [rule for p in mine for rule in p.get("egress", [])]
+        within = {port["port"] for rule in rules if "to" in rule for port in rule["ports"]}
+        anywhere = {port["port"] for rule in rules if "to" not in rule for port in rule["ports"]}
+        environment = env_of(spec)
+        if missing := {port_of(environment[name]) for name in WITHIN & environment.keys()} - within:
+            yield f"{pod} calls ports {missing} within the farm that are not let out"
+        if (called := {port_of(url) for url in stores_of(environment)}) != anywhere:
+            yield f"{pod} calls ports {called} of stores, {anywhere} are let out"
     for policy in policies:
         for rule in policy["spec"].get("ingress", []) + policy["spec"].get("egress", []):
             for peer in rule.get("from", []) + rule.get("to", []):
                 selector = peer.get("podSelector", {}).get("matchLabels")
                 if selector and not seen.selected(selector):
                     yield f"policy {policy['metadata']['name']} names pods that are not there: {selector}"
+
+
+def port_of(url):
+    parts = urllib.parse.urlsplit(url)
+    return parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+def stores_of(environment):
+    """The URLs a coordinator keeps things at."""
+    kind, _, endpoints = environment.get("FRESCO_STORE", "").partition(":")
+    urls = endpoints.split(",") if kind == "etcd" else []
+    if environment.get("FRESCO_ARTIFACTS", "").startswith("s3:"):
+        urls.append(environment.get("AWS_ENDPOINT_URL", "https://s3.amazonaws.com"))
+    return urls
 
 
 def env_of(spec):

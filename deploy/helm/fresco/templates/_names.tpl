@@ -26,6 +26,12 @@ app.kubernetes.io/component: {{ .component }}
 http{{ if .Values.tls.enabled }}s{{ end }}://{{ include "fresco.name" . }}-coordinator:7400
 {{- end }}
 
+{{- /* The port that a URL is reached at, its scheme's if it names none. */ -}}
+{{- define "fresco.urlPort" -}}
+{{- $url := urlParse . }}
+{{- $url.host | regexFind ":[0-9]+$" | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) }}
+{{- end }}
+
 {{- define "fresco.tlsSecret" -}}
 {{ .Values.tls.secretName | default (printf "%s-tls" (include "fresco.name" .)) }}
 {{- end }}
