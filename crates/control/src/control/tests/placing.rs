@@ -169,7 +169,8 @@ fn an_image_stops_no_team_whose_members_it_is_spared() {
     farm.fail("a", a, farm.epoch(&spared, 0), Cause::Device);
     farm.wait(100);
     farm.fail("b", b, farm.epoch(&spared, 0), Cause::Device);
-    let (_, _) = farm.join_as("c", Hello { models: vec![facts("demo", "ab"), facts("other", "cd")], ..hello("c") });
+    let models = [hello("c").models, vec![facts("other", "cd")]].concat();
+    farm.join_as("c", Hello { models, ..hello("c") });
     let busy = farm.answer(|reply| {
         let spec = JobSpec { model: "other".into(), ..spec(1) };
         Input::Submit { job: JobId("busy".into()), request_id: String::new(), spec, reply }
