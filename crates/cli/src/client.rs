@@ -66,7 +66,16 @@ pub(crate) fn wait(args: &JobArgs) -> anyhow::Result<Outcome> {
 }
 
 async fn wait_for(client: &mut Client, id: &str, json: bool) -> anyhow::Result<Outcome> {
-    let job = match client.watch(id, 0, |_| ControlFlow::Continue(())).await? {
+    let mut said = String::new();
+    let watched = client.watch(id, 0, |event| {
+        // What an image waits for, or why it is tried again.
+        if let Some(image) = event.image.as_ref().filter(|image| !image.message.is_empty() && image.message != said) {
+            terminal::note(&show::image_note(image));
+            said.clone_from(&image.message);
+        }
+        ControlFlow::Continue(())
+    });
+    let job = match watched.await? {
         Watched::Over(job) => job,
         Watched::Left(_) => return Err(Stop::Unavailable(format!("the farm went away while job {id} went on")).into()),
     };
@@ -201,7 +210,13 @@ pub(crate) fn download(args: &DownloadArgs) -> anyhow::Result<Outcome> {
                 terminal::say(&terminal::printable(&path))?;
             }
         }
-        Ok(if done.len() == job.images.len() { Outcome::Done } else { Outcome::JobPartlyFailed })
+        let is_open = |image: &v1::Image| matches!(image.state(), State::Queued | State::Running);
+        let n_open = job.images.iter().filter(|image| is_open(image)).count();
+        if n_open > 0 {
+            let n_images = job.images.len();
+            terminal::note(&format!("{n_open} of {n_images} pictures are still to come: `fresco wait {id}`"));
+        }
+        Ok(if done.len() + n_open == job.images.len() { Outcome::Done } else { Outcome::JobPartlyFailed })
     })
 }
 

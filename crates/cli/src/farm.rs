@@ -37,7 +37,8 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
     let threads = n_threads(&args.threads);
     let registry = telemetry::registry("serve").context("make metrics")?;
     let metrics = Metrics::register(&registry).context("make metrics")?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         let config = coordinator::Config {
             listen: args.listen,
             store: args.data.join("store.redb"),
@@ -71,7 +72,9 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
         };
         coordinator.run(end).await?;
         Ok(Outcome::Done)
-    })
+    });
+    runtime.shutdown_background();
+    ended
 }
 
 /// A coordinator alone, until told to stop.
@@ -119,7 +122,7 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
     };
     let registry = telemetry::registry("worker").context("make metrics")?;
     let metrics = Metrics::register(&registry).context("make metrics")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (counted, tensors) = (metrics.clone(), Arc::clone(&port));
         let refresh = move || {
             counted.refresh(&tensors);
@@ -137,7 +140,10 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
         }
         Worker::new(config, offered, port, metrics)?.run(shutdown).await?;
         Ok(Outcome::Done)
-    })
+    });
+    // A worker that is to end at once does not wait for the step it is in.
+    runtime.shutdown_background();
+    ended
 }
 
 /// A farm for one command: it ends with it, and nothing is left behind.

@@ -10,11 +10,10 @@ use plan::{Millis, WorkerId};
 pub(crate) struct Rifts(BTreeMap<(WorkerId, WorkerId), Millis>);
 
 impl Rifts {
-    pub(crate) fn note(&mut self, (a, b): (WorkerId, WorkerId), now: Millis, for_ms: u64) {
+    /// Keeps two workers apart for a while. Whether they were not yet.
+    pub(crate) fn note(&mut self, (a, b): &(WorkerId, WorkerId), now: Millis, for_ms: u64) -> bool {
         self.0.retain(|_, until| *until > now);
-        if a != b {
-            self.0.insert(in_order(a, b), now + for_ms);
-        }
+        a != b && self.0.insert(in_order(a.clone(), b.clone()), now + for_ms).is_none()
     }
 
     /// A worker is another process now, or gone: what was between it and others says nothing of its next one.

@@ -3,7 +3,6 @@
 //! This is the oracle every split render is compared with. Leaves out files, progress bars and threads: work
 //! runs on rayon's current pool, and the caller watches through a closure.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
@@ -26,9 +25,12 @@ pub struct Renderer {
     folder: Arc<ModelFolder>,
     dit: Dit,
     decoder: Decoder,
-    /// Prompts encoded so far: the text encoder, by far the largest network, is let go after use.
-    captions: Mutex<BTreeMap<String, Tensor>>,
+    /// Prompts encoded last, the latest at the end: the text encoder, by far the largest network, is let go after use.
+    captions: Mutex<Vec<(String, Tensor)>>,
 }
+
+/// Encoded prompts that are kept, 5 MB each at most.
+const MOST_CAPTIONS: usize = 16;
 
 /// What has just been done. The watcher may break off, which ends in [`RenderError::Cancelled`].
 pub enum Progress<'a> {
@@ -197,17 +199,24 @@ impl Renderer {
                 go_on(watch(Progress::PromptCut { which, n_tokens, cut_text }))?;
             }
             let key = request.clean.apply(text);
-            if !known.contains_key(&key) {
-                if encoder.is_none() {
-                    encoder = Some(TextEncoder::load(&self.folder.text_config, &self.folder.text)?);
+            let embeds = match known.iter().position(|(text, _)| *text == key) {
+                Some(at) => known.remove(at).1,
+                None => {
+                    if encoder.is_none() {
+                        encoder = Some(TextEncoder::load(&self.folder.text_config, &self.folder.text)?);
+                    }
+                    let encoder = encoder.as_mut().ok_or_else(|| RenderError::Prompt("no text encoder".into()))?;
+                    let embeds = encoder.encode(&tokens.ids)?;
+                    crate::finite::check(&embeds, || "text_encoder".into())
+                        .map_err(|error| at_step(error, 0, request))?;
+                    embeds
                 }
-                let encoder = encoder.as_mut().ok_or_else(|| RenderError::Prompt("no text encoder".into()))?;
-                let embeds = encoder.encode(&tokens.ids)?;
-                crate::finite::check(&embeds, || "text_encoder".into()).map_err(|error| at_step(error, 0, request))?;
-                known.insert(key.clone(), embeds);
-            }
-            all.extend(known.get(&key).cloned());
+            };
+            known.push((key, embeds.clone()));
+            all.push(embeds);
         }
+        let n_old = known.len().saturating_sub(MOST_CAPTIONS);
+        known.drain(..n_old);
         Ok(all)
     }
 

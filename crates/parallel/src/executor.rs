@@ -106,13 +106,7 @@ impl Seat<'_> {
         self.check()?;
         let link = Link::new(self.fabric);
         let ended = Run::new(self, &link, watch)?.ops(start);
-        match (ended, link.fault()) {
-            (Ok(outcome), _) => Ok(outcome),
-            // What the seams reported in candle's words was the link's doing.
-            (Err(RankError::Tensor(_)), Some(fault)) => Err(RankError::of_link(fault, self.assignment.rank)),
-            (Err(error), _) => Err(error),
-        }
-        .inspect_err(|_| watch.give_up())
+        ended.map_err(|error| error.settled(&link)).inspect_err(|_| watch.give_up())
     }
 
     fn check(&self) -> Result<(), RankError> {
@@ -284,6 +278,7 @@ impl<'a> Run<'a> {
                     let prediction = pool.install(|| run.predict(step, *branch));
                     prediction.map(|prediction| (*branch, prediction)).map_err(|error| {
                         // The other branch may wait for what this one's failure keeps others from sending.
+                        let error = error.settled(run.link);
                         fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                         run.watch.give_up();
                     })

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use wire::v1::cluster_service_client::ClusterServiceClient;
 use wire::v1::session_request::Message as Report;
 use wire::v1::session_response::Message as Order;
@@ -141,6 +142,10 @@ impl Stay {
         let mut client = ClusterServiceClient::new(self.worker.channel.clone());
         let mut orders = match client.session(ReceiverStream::new(requests)).await {
             Ok(response) => response.into_inner(),
+            // Said as it is now, it would be refused again and again.
+            Err(status) if status.code() == Code::InvalidArgument => {
+                return Ended::Refused(status.message().to_owned());
+            }
             Err(status) => return broken(status.message().to_owned(), false),
         };
         let lease_ttl = match orders.message().await {

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use wire::v1;
@@ -29,6 +30,14 @@ pub(crate) enum Watched {
     Over(v1::Job),
     /// The watcher broke off, or the farm did not come back.
     Left(ControlFlow<()>),
+}
+
+/// How one stream of events ended.
+enum Seen {
+    /// The watcher broke off.
+    Left(ControlFlow<()>),
+    /// There are no more: the job as it is then.
+    Job(Box<v1::Job>),
 }
 
 impl Client {
@@ -99,18 +108,23 @@ impl Client {
         mut after_revision: u64,
         mut seen: impl FnMut(&v1::WatchJobResponse) -> ControlFlow<()>,
     ) -> anyhow::Result<Watched> {
-        let mut since = tokio::time::Instant::now();
+        let mut away_since = None;
         loop {
-            match self.watch_once(id, &mut after_revision, &mut seen, &mut since).await {
-                Ok(Some(flow)) => return Ok(Watched::Left(flow)),
-                Ok(None) => {
-                    let job = self.job(id).await?;
+            let status = match self.watch_once(id, &mut after_revision, &mut seen, &mut away_since).await {
+                Ok(Seen::Left(flow)) => return Ok(Watched::Left(flow)),
+                Ok(Seen::Job(job)) => {
                     if [v1::State::Done, v1::State::Failed, v1::State::Cancelled].contains(&job.state()) {
-                        return Ok(Watched::Over(job));
+                        return Ok(Watched::Over(*job));
                     }
+                    None
                 }
-                Err(status) if is_away(&status) && since.elapsed() < PATIENCE => {}
-                Err(status) => return Err(refused(&status)),
+                Err(status) => Some(status),
+            };
+            if let Some(status) = status {
+                let since = *away_since.get_or_insert_with(Instant::now);
+                if !is_away(&status) || since.elapsed() >= PATIENCE {
+                    return Err(refused(&status));
+                }
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -121,18 +135,20 @@ impl Client {
         id: &str,
         after_revision: &mut u64,
         seen: &mut impl FnMut(&v1::WatchJobResponse) -> ControlFlow<()>,
-        since: &mut tokio::time::Instant,
-    ) -> Result<Option<ControlFlow<()>>, Status> {
+        away_since: &mut Option<Instant>,
+    ) -> Result<Seen, Status> {
         let request = v1::WatchJobRequest { id: id.to_owned(), after_revision: *after_revision };
         let mut events = self.calls.watch_job(request).await?.into_inner();
+        *away_since = None;
         while let Some(event) = events.message().await? {
-            *since = tokio::time::Instant::now();
             *after_revision = event.revision.max(*after_revision);
             if seen(&event).is_break() {
-                return Ok(Some(ControlFlow::Break(())));
+                return Ok(Seen::Left(ControlFlow::Break(())));
             }
         }
-        Ok(None)
+        let job = self.calls.get_job(v1::GetJobRequest { id: id.to_owned() }).await?.into_inner().job;
+        let job = job.ok_or_else(|| Status::data_loss("the farm answered without a job: are the versions equal?"))?;
+        Ok(Seen::Job(Box::new(job)))
     }
 
     /// A finished picture and its bytes.

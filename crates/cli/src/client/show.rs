@@ -86,6 +86,11 @@ pub(super) fn line(job: &v1::Job) -> String {
     printable(&format!("{} {state} {n_done}/{n} {}x{} {prompt}", job.id, spec.width_px, spec.height_px))
 }
 
+/// What is said of an image while one waits for its job.
+pub(super) fn image_note(image: &v1::Image) -> String {
+    printable(&format!("image {}: {}", image.index, image.message))
+}
+
 /// One line for an image of a job.
 pub(super) fn image_line(job: &v1::Job, image: &v1::Image) -> String {
     let steps = job.spec.as_ref().map_or(0, |spec| spec.steps);

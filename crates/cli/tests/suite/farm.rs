@@ -52,6 +52,13 @@ impl Process {
         panic!("it ended and did not say `{part}`: {lines:?}");
     }
 
+    /// Where it tells what it did, once it says so.
+    fn address_of_metrics(&self) -> String {
+        let line = self.until_it_says("metrics on http://");
+        let from = line.find("127.0.0.1:").expect("an address of this machine");
+        line[from..].trim_end_matches("/metrics").to_owned()
+    }
+
     /// Waits until SIGTERM is no longer the system's business.
     fn until_it_heeds_sigterm(&self) {
         const SIGTERM_BIT: u64 = 1 << 14;
@@ -97,6 +104,8 @@ struct Farm {
     desk: Desk,
     coordinator: Option<Process>,
     url: String,
+    /// Where the coordinator tells what it counted.
+    status: String,
 }
 
 impl Farm {
@@ -105,7 +114,8 @@ impl Farm {
         let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = free.local_addr().expect("it is bound").to_string();
         drop(free);
-        let mut farm = Self { desk: Desk::new(), coordinator: None, url: format!("http://{address}") };
+        let mut farm =
+            Self { desk: Desk::new(), coordinator: None, url: format!("http://{address}"), status: String::new() };
         farm.start_coordinator();
         farm
     }
@@ -113,9 +123,10 @@ impl Farm {
     fn start_coordinator(&mut self) {
         let lease_ms = LEASE_MS.to_string();
         let args = ["coordinator", "--listen", self.address(), "--lease-ttl-ms", &lease_ms];
-        let places = ["--store", "redb:data/store", "--artifacts", "file:data/pictures"];
+        let places = ["--store", "redb:data/store", "--artifacts", "file:data/pictures", "--status", "127.0.0.1:0"];
         let started = Process::start(&mut self.desk.command(FRESCO, &[&args[..], &places].concat()));
         started.until_it_says("coordinating on");
+        self.status = started.address_of_metrics();
         self.coordinator = Some(started);
     }
 
@@ -131,7 +142,7 @@ impl Farm {
     fn worker_with(&self, name: &str, more: &[&str]) -> Process {
         let args = ["worker", "--coordinator", &self.url, "--name", name, "--threads", "1"];
         let mut command = self.desk.command(FRESCO, &[&args[..], more].concat());
-        Process::start(command.env("FRESCO_LOG", "worker=info"))
+        Process::start(command.env("FRESCO_LOG", "warn,worker=info"))
     }
 
     fn call(&self, args: &[&str]) -> Run {

@@ -10,6 +10,8 @@ use crate::output::Output;
 
 /// What a second value that is not finite makes of an image: it fails.
 const MOST_NOT_FINITE: u32 = 2;
+/// Nor is it tried a third time where a worker's program went wrong: one worker may be sick, two are not.
+const MOST_BUGS: u32 = 2;
 
 impl Control {
     /// Takes in that a step is done. Whether it was news.
@@ -138,7 +140,8 @@ impl Control {
             image.message = message;
             image.avoid.insert(worker.clone());
             let is_final = match cause {
-                Cause::Input | Cause::Bug => true,
+                Cause::Input => true,
+                Cause::Bug => image.n_failures >= MOST_BUGS,
                 Cause::NotFinite => {
                     image.n_not_finite = image.n_not_finite.saturating_add(1);
                     image.n_not_finite >= MOST_NOT_FINITE
@@ -166,12 +169,12 @@ impl Control {
             match attempt.suspicion.clone() {
                 Some(Suspicion { message, is_loss: true, .. }) => self.requeue_after_loss(epoch, None, message),
                 Some(Suspicion { message, rifts, .. }) => {
-                    // Nobody was lost and nobody said more: the two cannot reach each other.
-                    for rift in rifts {
-                        self.rifts.note(rift, self.now, self.config.rift_ms);
-                    }
+                    // Nobody was lost and nobody said more: the two cannot reach each other. Who were not known to be
+                    // apart are no fault of the image's.
+                    let (now, for_ms) = (self.now, self.config.rift_ms);
+                    let n_new = rifts.into_iter().filter(|rift| self.rifts.note(rift, now, for_ms)).count();
                     self.requeue(epoch, None, |image| {
-                        image.n_failures = image.n_failures.saturating_add(1);
+                        image.n_failures = image.n_failures.saturating_add(u32::from(n_new == 0));
                         image.message = message;
                         if image.n_failures >= most {
                             image.phase = Phase::Failed;

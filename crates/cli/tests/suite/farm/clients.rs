@@ -130,6 +130,22 @@ fn a_worker_told_to_end_while_it_reads_weights_does() {
 }
 
 #[test]
+fn a_farm_that_listens_on_every_address_has_its_own_workers() {
+    let desk = Desk::new();
+    let args = ["serve", "--listen", "0.0.0.0:0", "--workers", "2", "--threads", "2"];
+    let serve = Process::start(&mut desk.command(FRESCO, &args));
+    let line = serve.until_it_says("serving on http://0.0.0.0:");
+    let port: String =
+        line.split("0.0.0.0:").nth(1).expect("a port").chars().take_while(char::is_ascii_digit).collect();
+    let url = format!("http://127.0.0.1:{port}");
+    let flags = ["a calm sea at dawn", "--size", "128x128", "--steps", "2"];
+    let submit = [&["submit"], &flags[..], &["--wait", "--coordinator", &url]].concat();
+    assert_eq!(desk.fresco(&submit).code, Some(0));
+    serve.signal("-TERM");
+    assert_eq!(serve.wait(), Some(0));
+}
+
+#[test]
 fn a_farm_that_is_not_there_is_said_in_one_line() {
     let desk = Desk::new();
     desk.fresco(&["list", "--coordinator", "http://127.0.0.1:9"]).refused(9, &["http://127.0.0.1:9", "fresco serve"]);

@@ -41,11 +41,7 @@ impl Victim {
 
     /// Steps it took so far.
     fn n_steps(&mut self) -> u64 {
-        let address = self.status.get_or_insert_with(|| {
-            let line = self.process.until_it_says("metrics on http://");
-            let from = line.find("127.0.0.1:").expect("an address of this machine");
-            line[from..].trim_end_matches("/metrics").to_owned()
-        });
+        let address = self.status.get_or_insert_with(|| self.process.address_of_metrics());
         metric(address, "fresco_step_duration_seconds_count") as u64
     }
 }

@@ -1,11 +1,12 @@
 //! Workers and coordinators stopped, killed, drained and come back.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use serde_json::Value;
 
 use super::kills::gap;
-use super::{Farm, STEPS, check_order, check_steps, is_running, says, step};
+use super::{Farm, STEPS, check_order, check_steps, epoch, is_running, metric, says, step};
 
 #[test]
 fn a_worker_stopped_and_resumed_after_it_was_given_up_changes_nothing() {
@@ -24,6 +25,7 @@ fn a_worker_stopped_and_resumed_after_it_was_given_up_changes_nothing() {
     println!("{} ms from the stop to stepping again, at most {} ms", gap.as_millis(), limit.as_millis());
     assert!(gap <= limit, "the picture stood still for longer than a lease, a step and half a second");
     farm.check_picture(&job, 5);
+    assert!(metric(&farm.status, "fresco_worker_fenced_total") > 0.0, "what it still said was dropped");
 }
 
 #[test]
@@ -38,6 +40,9 @@ fn a_coordinator_killed_and_restarted_repeats_no_step_and_its_watchers_go_on() {
     farm.start_coordinator();
     let events = watch.rest().to_vec();
     check_steps(&events);
+    // A step that is made again is made in another attempt.
+    let epochs = events.iter().filter(|event| is_running(event)).map(epoch).collect::<BTreeSet<_>>();
+    assert_eq!(epochs.len(), 1, "{epochs:?}");
     farm.check_picture(&job, 6);
     assert_eq!(farm.call(&["wait", &waiting]).code, Some(0), "the job behind it is not lost");
     farm.check_picture(&waiting, 7);
@@ -57,6 +62,25 @@ fn a_worker_that_is_told_to_end_hands_over_at_a_step_boundary() {
     assert!(events.iter().all(|event| !says(event, "lost")), "{events:?}");
     assert_eq!(leaving.wait(), Some(0));
     farm.check_picture(&job, 8);
+}
+
+#[test]
+fn a_worker_told_twice_to_end_does_not_end_its_step_and_its_picture_goes_on_elsewhere() {
+    let farm = Farm::start();
+    let hasty = farm.worker("hasty");
+    // A step takes seconds, and one worker alone waits for no other.
+    let large = ["a calm sea at dawn", "--size", "1024x1024", "--steps", "1", "--seed", "11"];
+    let job = farm.call(&[&["submit"], &large[..]].concat()).quiet().stdout.trim().to_owned();
+    hasty.until_it_says("begins");
+    hasty.signal("-TERM");
+    hasty.until_it_says("once more ends at once");
+    hasty.signal("-TERM");
+    assert_eq!(hasty.wait(), Some(0));
+    let got = farm.call(&["get", &job, "--json"]).quiet().json();
+    assert_eq!(got["images"][0]["step"].as_u64(), Some(0), "{got}");
+    let _patient = farm.worker("patient");
+    assert_eq!(farm.call(&["wait", &job]).code, Some(0));
+    farm.check_picture_of(&job, &large);
 }
 
 #[test]

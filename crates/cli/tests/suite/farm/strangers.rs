@@ -92,6 +92,13 @@ fn a_worker_that_does_not_say_who_it_is_is_refused() {
 }
 
 #[test]
+fn a_worker_the_coordinator_does_not_understand_ends_and_says_why() {
+    let farm = Farm::start();
+    let long = "x".repeat(129);
+    farm.call(&["worker", "--name", &long]).refused(1, &["refused worker", "1 to 128 characters"]);
+}
+
+#[test]
 fn a_message_larger_than_its_limit_is_refused_and_nobody_else_notices() {
     let farm = Farm::start();
     let _worker = farm.worker("a");

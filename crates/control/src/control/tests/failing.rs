@@ -4,16 +4,26 @@ use super::*;
 
 #[test]
 fn what_no_other_worker_would_do_better_fails_at_once() {
-    for cause in [Cause::Input, Cause::Bug] {
-        let mut farm = Farm::new();
-        let a = farm.join("a");
-        farm.join("b");
-        let job = farm.submit(1);
-        let outputs = farm.fail("a", a, farm.epoch(&job, 0), cause);
-        assert_eq!(aborted(&outputs), ["a", "b"]);
-        let image = farm.image(&job, 0);
-        assert_eq!((image.phase, image.message.as_str()), (Phase::Failed, "step 3, rank 0: it broke"));
-    }
+    let mut farm = Farm::new();
+    let a = farm.join("a");
+    farm.join("b");
+    let job = farm.submit(1);
+    let outputs = farm.fail("a", a, farm.epoch(&job, 0), Cause::Input);
+    assert_eq!(aborted(&outputs), ["a", "b"]);
+    let image = farm.image(&job, 0);
+    assert_eq!((image.phase, image.message.as_str()), (Phase::Failed, "step 3, rank 0: it broke"));
+}
+
+#[test]
+fn one_worker_whose_program_goes_wrong_fails_no_image_and_a_second_does() {
+    let mut farm = Farm::new();
+    let (a, b) = (farm.join("a"), farm.join("b"));
+    let job = farm.submit(1);
+    farm.fail("a", a, farm.epoch(&job, 0), Cause::Bug);
+    assert_eq!(farm.image(&job, 0).phase, Phase::Queued);
+    assert_eq!(assigned(&farm.wait(100)), [("b".to_owned(), 0)]);
+    farm.fail("b", b, farm.epoch(&job, 0), Cause::Bug);
+    assert_eq!(farm.image(&job, 0).phase, Phase::Failed);
 }
 
 #[test]
@@ -195,6 +205,23 @@ fn two_workers_that_cannot_reach_each_other_make_images_each_by_itself() {
     assert_eq!(stops(&outputs), [("a".to_owned(), farm.epoch(&job, 0))]);
     farm.stop("a", a, farm.epoch(&job, 0));
     assert_eq!(farm.seats(&job, 0), ["a", "c"]);
+}
+
+#[test]
+fn a_worker_that_reaches_nobody_is_kept_apart_from_each_and_fails_no_image() {
+    let mut farm = Farm::new();
+    let names = ["a", "b", "c", "d", "e", "f", "g"];
+    let sessions = names.map(|name| farm.join(name));
+    let job = farm.submit(1);
+    let mut n_attempts = 1;
+    while farm.seats(&job, 0).len() > 1 {
+        assert_eq!(farm.seats(&job, 0)[0], "a");
+        farm.blame("a", sessions[0], farm.epoch(&job, 0), 1);
+        farm.wait(100);
+        n_attempts += 1;
+    }
+    assert!(n_attempts > config().most_failures, "{n_attempts}");
+    assert_eq!((farm.seats(&job, 0), farm.image(&job, 0).n_failures), (vec!["a".to_owned()], 0));
 }
 
 #[test]
