@@ -1,9 +1,9 @@
 //! What a worker says of itself and its work, checked: what is kept of it is bounded, and what makes no sense is dropped.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use control::{ArtifactRef, Hello, Input, Running, SessionId};
-use plan::{Epoch, Rank, WorkerId};
+use plan::{Epoch, ModelFacts, Rank, WorkerId};
 use tonic::{Code, Status};
 use wire::v1::session_request::Message as Report;
 use wire::{convert, v1};
@@ -17,7 +17,7 @@ const LONGEST_MESSAGE_BYTES: usize = 2048;
 const MOST_MODELS: usize = 256;
 
 /// A worker that joins from the address `from`.
-pub(crate) fn hello(join: v1::Join, from: Option<SocketAddr>) -> Result<(WorkerId, Hello), Status> {
+pub(crate) fn hello(mut join: v1::Join, from: Option<SocketAddr>) -> Result<(WorkerId, Hello), Status> {
     let refused = |reason, message, field| status(Code::InvalidArgument, reason, message, Some(field), None);
     let name = join.worker;
     if !is_name(&name) || name.chars().any(char::is_whitespace) {
@@ -34,17 +34,14 @@ pub(crate) fn hello(join: v1::Join, from: Option<SocketAddr>) -> Result<(WorkerI
         let message = format!("{field} of {} bytes: use at most {LONGEST_TEXT_BYTES}", text.len());
         return Err(refused("TOO_LONG", message, field));
     }
-    if let Some(message) = why_unreachable(&join.address, from) {
-        return Err(refused("ADDRESS", message, "address"));
-    }
+    join.address = reachable(&join.address, from).map_err(|message| refused("ADDRESS", message, "address"))?;
     if join.models.len() > MOST_MODELS {
         let message = format!("{} models: offer at most {MOST_MODELS}", join.models.len());
         return Err(refused("MODEL", message, "models"));
     }
     let models = join.models.iter().map(convert::model_facts).collect::<Result<Vec<_>, _>>();
     let models = models.map_err(|error| refused("MODEL", error.to_string(), "models"))?;
-    if let Some(facts) = models.iter().find(|facts| !is_name(&facts.id.name) || !is_sha256(&facts.id.weights_sha256)) {
-        let message = format!("model {:?}: give it a name of 1 to {LONGEST_NAME_BYTES} bytes", facts.id.name);
+    if let Some(message) = models.iter().find_map(why_no_model) {
         return Err(refused("MODEL", message, "models"));
     }
     let running = join.running.and_then(|running| {
@@ -71,22 +68,41 @@ fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Why other workers cannot reach one at `address`, as far as can be told from here. Names are for them to resolve.
-fn why_unreachable(address: &str, from: Option<SocketAddr>) -> Option<String> {
-    let told = address.rsplit_once("://").map_or(address, |(_, rest)| rest);
-    let at = told.parse::<SocketAddr>().ok()?.ip().to_canonical();
-    let is_elsewhere = |from: SocketAddr| !from.ip().to_canonical().is_loopback();
-    match at {
-        IpAddr::V4(ip) if ip.is_unspecified() => {}
-        IpAddr::V6(ip) if ip.is_unspecified() => {}
-        _ if at.is_loopback() && from.is_some_and(is_elsewhere) => {}
-        _ => return None,
+fn why_no_model(facts: &ModelFacts) -> Option<String> {
+    let (name, sha256) = (&facts.id.name, &facts.id.weights_sha256);
+    if !is_name(name) {
+        let name = cut(name.clone(), LONGEST_NAME_BYTES);
+        let way_out = format!("use 1 to {LONGEST_NAME_BYTES} bytes without control characters");
+        return Some(format!("model name {name:?}: {way_out}"));
     }
-    Some(format!("other workers cannot reach this one at {told}: give the address it has for them with --advertise"))
+    if !is_sha256(sha256) {
+        let sha256 = cut(sha256.clone(), LONGEST_NAME_BYTES);
+        return Some(format!("weights of model `{name}` with the sha256 {sha256:?}: it has 64 hexadecimal digits"));
+    }
+    None
 }
 
-/// At most so many bytes of a text.
-fn cut(mut text: String, most_bytes: usize) -> String {
+/// Where other workers reach one that announces `address`, as far as can be told from here. One that listens at every
+/// address of its machine is reached at the one it comes from. Names are for other workers to resolve.
+fn reachable(address: &str, from: Option<SocketAddr>) -> Result<String, String> {
+    let (scheme, told) = address.split_once("://").map_or(("http", address), |(scheme, told)| (scheme, told));
+    let Ok(at) = told.parse::<SocketAddr>() else { return Ok(address.to_owned()) };
+    let ip = at.ip().to_canonical();
+    let from = from.map(|from| from.ip().to_canonical());
+    match from {
+        Some(from) if ip.is_unspecified() => Ok(format!("{scheme}://{}", SocketAddr::new(from, at.port()))),
+        None if ip.is_unspecified() => Err(unreachable(told)),
+        Some(from) if ip.is_loopback() && !from.is_loopback() => Err(unreachable(told)),
+        _ => Ok(address.to_owned()),
+    }
+}
+
+fn unreachable(told: &str) -> String {
+    format!("other workers cannot reach this one at {told}: give the address it has for them with --advertise")
+}
+
+/// At most so many bytes of a text, and a sign that there was more.
+pub(crate) fn cut(mut text: String, most_bytes: usize) -> String {
     if text.len() > most_bytes {
         let end = (0..=most_bytes).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
         text.truncate(end);
@@ -146,19 +162,41 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_listens_everywhere_is_reached_where_it_comes_from() {
+        let at = |address: &str, from: &str| {
+            let from = from.parse().expect("an address");
+            hello(join(|join| join.address = address.into()), Some(from)).expect("is let in").1.address
+        };
+        assert_eq!(at("http://0.0.0.0:7480", "10.0.0.8:4000"), "http://10.0.0.8:7480");
+        assert_eq!(at("http://[::]:7480", "[2001:db8::1]:4000"), "http://[2001:db8::1]:7480");
+        assert_eq!(at("http://[::]:7480", "[::ffff:10.0.0.8]:4000"), "http://10.0.0.8:7480");
+        assert_eq!(at("http://0.0.0.0:7480", "127.0.0.1:4000"), "http://127.0.0.1:7480");
+        assert_eq!(at("0.0.0.0:1", "10.0.0.8:4000"), "http://10.0.0.8:1");
+        for address in ["http://worker-3.farm:7480", "http://10.0.0.7:7480"] {
+            assert_eq!(at(address, "10.0.0.8:4000"), address, "is its own to say");
+        }
+        let unknown = hello(join(|join| join.address = "http://0.0.0.0:7480".into()), None);
+        assert!(unknown.is_err_and(|status| status.message().ends_with("with --advertise")));
+    }
+
+    #[test]
     fn a_worker_that_others_cannot_reach_is_told_the_way_out() {
         let at = |address: &str, from: &str| refusal(|join| join.address = address.into(), from);
-        for address in ["http://0.0.0.0:7480", "http://[::]:7480", "0.0.0.0:1"] {
-            let message = at(address, "127.0.0.1:4000").expect("everywhere is nowhere");
-            assert!(message.ends_with("with --advertise"), "{message}");
-        }
-        assert!(at("http://127.0.0.1:7480", "10.0.0.8:4000").is_some_and(|text| text.contains("127.0.0.1:7480")));
+        let message = at("http://127.0.0.1:7480", "10.0.0.8:4000").expect("that is another machine");
+        assert!(message.contains("127.0.0.1:7480") && message.ends_with("with --advertise"), "{message}");
         assert!(at("http://[::1]:7480", "[2001:db8::1]:4000").is_some());
         for from in ["127.0.0.1:4000", "[::1]:4000", "[::ffff:127.0.0.1]:4000"] {
             assert_eq!(at("http://127.0.0.1:7480", from), None, "all on one machine, seen from {from}");
         }
-        assert_eq!(at("http://worker-3.farm:7480", "10.0.0.8:4000"), None);
-        assert_eq!(at("http://10.0.0.7:7480", "10.0.0.8:4000"), None);
+    }
+
+    #[test]
+    fn a_model_that_is_refused_is_told_what_is_wrong_with_it() {
+        let of = |change: fn(&mut v1::ModelFacts)| refusal(|join| change(&mut join.models[0]), "127.0.0.1:4000");
+        let message = of(|facts| facts.weights_sha256 = "beef".into()).expect("is no sha256");
+        assert_eq!(message, "weights of model `demo` with the sha256 \"beef\": it has 64 hexadecimal digits");
+        let message = of(|facts| facts.name = "de\nmo".into()).expect("is no name");
+        assert_eq!(message, "model name \"de\\nmo\": use 1 to 128 bytes without control characters");
     }
 
     #[test]
