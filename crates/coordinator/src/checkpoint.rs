@@ -2,19 +2,26 @@
 //!
 //! The rows of a step are the same bits in every attempt, so what one attempt began another may complete. Rows are
 //! taken of the latest epoch alone, and of none once its image is over: what was on its way then leaves nothing here.
+//!
+//! What may block on the disk is called on threads that may; [`Checkpoints::open_epoch`] and [`Checkpoints::remove`]
+//! never wait for it.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context;
 use bytes::Bytes;
 use control::Record;
 use plan::{Epoch, ImageId};
-use tempfile::NamedTempFile;
 use tokio::sync::Notify;
+
+use files::{Files, Steps};
+
+mod files;
+
+#[cfg(test)]
+mod tests;
 
 /// Complete checkpoints kept of one image: the last, and the one before it in case the last counts for nobody.
 const KEPT: usize = 2;
@@ -44,10 +51,22 @@ impl Place {
 
 /// All images' checkpoints.
 pub(crate) struct Checkpoints {
-    folder: PathBuf,
-    images: Mutex<BTreeMap<ImageId, Rows>>,
+    files: Files,
+    /// Held while files get their names and lose them, so that what is of an image that is over is deleted before the
+    /// next attempt at it keeps anything. Taken before `state`, which nobody holds while the disk is at work.
+    disk: Mutex<()>,
+    state: Mutex<State>,
     /// A step was kept, or an image is over.
     changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    images: BTreeMap<ImageId, Rows>,
+    /// Steps that have a file.
+    filed: Steps,
+    /// Files of images that are over, to be deleted.
+    over: Steps,
 }
 
 /// What is here of one image.
@@ -87,49 +106,73 @@ pub(crate) enum PutError {
 impl Checkpoints {
     /// In `folder`, made if it is not there.
     pub(crate) fn open(folder: PathBuf) -> anyhow::Result<Self> {
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("create the folder of checkpoints {}", folder.display()))?;
-        Ok(Self { folder, images: Mutex::default(), changed: Notify::new() })
+        let files = Files::open(folder)?;
+        Ok(Self { files, disk: Mutex::default(), state: Mutex::default(), changed: Notify::new() })
     }
 
-    /// Sends images whose checkpoint is gone back to their beginning.
-    pub(crate) fn check(&self, records: &mut [Record]) {
+    /// Takes in what was kept before a restart, and deletes what no image needs. An image whose last checkpoint is gone
+    /// or damaged goes back to the one before it that is whole, or to its beginning.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub(crate) fn check(&self, records: &mut [Record]) -> anyhow::Result<()> {
+        let (mut unwanted, mut filed) = (self.files.found()?, Steps::new());
         for record in records {
-            if let Record::Image { id, image, .. } = record {
-                let n = image.n_steps_done;
-                if n > 0 && !self.path(id, n).is_file() && image.artifact.is_none() {
-                    tracing::warn!(image = %id, step = n, "its checkpoint is gone: it begins anew");
-                    image.n_steps_done = 0;
+            let Record::Image { id, image, .. } = record else { continue };
+            if image.phase.is_over() {
+                continue;
+            }
+            let (mut steps, n) = (unwanted.remove(id).unwrap_or_default(), image.n_steps_done);
+            let n_whole = loop {
+                let Some(newest) = steps.range(..=n).next_back().copied() else { break 0 };
+                if self.files.read(id, newest).is_some() {
+                    break newest;
                 }
+                steps.remove(&newest);
+                self.files.remove(id, newest);
+            };
+            if n_whole < n {
+                tracing::warn!(image = %id, step = n, n_whole, "its checkpoint is gone: it goes back to a step before");
+                image.n_steps_done = n_whole;
+            }
+            if !steps.is_empty() {
+                filed.insert(id.clone(), steps);
             }
         }
+        for (image, steps) in unwanted {
+            tracing::info!(%image, "checkpoints that nobody needs are deleted");
+            steps.into_iter().for_each(|n| self.files.remove(&image, n));
+        }
+        self.state().filed = filed;
+        Ok(())
     }
 
     /// From now on rows of `epoch` are taken, and of none before it. To be called while the epoch is known to be on:
     /// whatever ends its image then comes later.
     pub(crate) fn open_epoch(&self, image: &ImageId, epoch: Epoch) {
-        let mut images = self.images();
-        let rows = images.entry(image.clone()).or_insert_with(|| Rows { epoch, steps: BTreeMap::new() });
+        let mut state = self.state();
+        let rows = state.images.entry(image.clone()).or_insert_with(|| Rows { epoch, steps: BTreeMap::new() });
         rows.epoch = rows.epoch.max(epoch);
     }
 
-    /// Takes rows in. True if they complete their step, which is in a file then.
+    /// Takes rows in. True if they complete their step, which is in a file and on the disk then.
     pub(crate) fn put(&self, image: &ImageId, epoch: Epoch, place: Place, rows: &[u8]) -> Result<bool, PutError> {
         let n = place.n_steps_done;
-        let path = self.path(image, n);
+        let n_bytes = Place { n_rows: place.all_rows, ..place }.n_bytes();
+        if self.was_kept(image, epoch, n, n_bytes)? {
+            return Ok(true);
+        }
         let whole = {
-            let mut images = self.images();
-            let steps = steps_of(&mut images, image, epoch)?;
-            let n_bytes = Place { n_rows: place.all_rows, ..place }.n_bytes();
-            // Kept before a restart, and whoever sent these did not hear of it.
-            if !steps.contains_key(&n) && path.metadata().is_ok_and(|file| file.len() == n_bytes as u64) {
-                return Ok(true);
-            }
+            let mut state = self.state();
+            let steps = steps_of(&mut state.images, image, epoch)?;
             let step = steps.entry(n).or_insert_with(|| Step {
                 bytes: vec![0; n_bytes],
                 has: vec![false; place.all_rows],
                 is_kept: false,
             });
+            if step.is_kept {
+                return Ok(true);
+            }
             let row_bytes = place.cols * 4;
             let (of_all, of_band) = (place.all_rows * row_bytes, place.n_rows * row_bytes);
             for plane in 0..2 * CHANNELS {
@@ -138,47 +181,61 @@ impl Checkpoints {
             }
             step.has[place.first_row..place.first_row + place.n_rows].fill(true);
             if !step.is_whole() {
-                drop(images);
+                drop(state);
                 self.changed.notify_waiters();
                 return Ok(false);
             }
             step.bytes.clone()
         };
-        // Named after its image, so that what a crash leaves behind goes with the image.
-        let partial = tempfile::Builder::new().prefix(&prefix(image)).suffix(".partial").tempfile_in(&self.folder);
-        let partial = partial.map_err(|error| self.disk(error))?;
-        fs::write(partial.path(), whole).map_err(|error| self.disk(error))?;
-        self.keep(image, epoch, n, partial)?;
+        self.keep(image, epoch, n, &whole)?;
         Ok(true)
     }
 
-    /// Gives a step's file its name, unless nobody wants it any more.
-    fn keep(&self, image: &ImageId, epoch: Epoch, n_steps_done: usize, partial: NamedTempFile) -> Result<(), PutError> {
-        let mut images = self.images();
-        let steps = steps_of(&mut images, image, epoch)?;
-        partial.persist(self.path(image, n_steps_done)).map_err(|refused| self.disk(refused.error))?;
-        if let Some(step) = steps.get_mut(&n_steps_done) {
-            step.is_kept = true;
+    /// Whether a step was kept before a restart, and whoever sends its rows did not hear of it.
+    fn was_kept(&self, image: &ImageId, epoch: Epoch, n_steps_done: usize, n_bytes: usize) -> Result<bool, PutError> {
+        {
+            let mut state = self.state();
+            let is_here = steps_of(&mut state.images, image, epoch)?.contains_key(&n_steps_done);
+            if is_here || !state.has_file(image, n_steps_done) {
+                return Ok(false);
+            }
         }
-        self.forget_older(image, steps, n_steps_done);
-        drop(images);
+        Ok(self.files.read(image, n_steps_done).is_some_and(|bytes| bytes.len() == n_bytes))
+    }
+
+    /// Brings a step to the disk, unless nobody wants it any more.
+    fn keep(&self, image: &ImageId, epoch: Epoch, n_steps_done: usize, whole: &[u8]) -> Result<(), PutError> {
+        let partial = self.files.write(image, n_steps_done, whole).map_err(|error| self.fault(error))?;
+        {
+            let _disk = self.disk();
+            let left_behind = self.state().over.remove(image);
+            left_behind.into_iter().flatten().for_each(|n| self.files.remove(image, n));
+            {
+                let mut state = self.state();
+                steps_of(&mut state.images, image, epoch)?;
+                state.filed.entry(image.clone()).or_default().insert(n_steps_done);
+            }
+            self.files.name(image, n_steps_done, partial).map_err(|error| self.fault(error))?;
+        }
+        // Others may give their files names meanwhile, and this brings those to the disk too.
+        self.files.sync().map_err(|error| self.fault(error))?;
+        {
+            let _disk = self.disk();
+            let older = {
+                let mut state = self.state();
+                if let Some(step) = steps_of(&mut state.images, image, epoch)?.get_mut(&n_steps_done) {
+                    step.is_kept = true;
+                }
+                state.forget_older(image, n_steps_done)
+            };
+            older.into_iter().for_each(|n| self.files.remove(image, n));
+        }
         self.changed.notify_waiters();
         Ok(())
     }
 
-    fn disk(&self, error: io::Error) -> PutError {
-        PutError::Disk { folder: self.folder.display().to_string(), error }
-    }
-
-    fn forget_older(&self, image: &ImageId, steps: &mut BTreeMap<usize, Step>, n_steps_done: usize) {
-        // Counted in steps that are there: a coordinator that was away has gaps.
-        let kept = steps.iter().filter(|(n, step)| **n <= n_steps_done && step.is_kept).map(|(n, _)| *n);
-        let Some(oldest_kept) = kept.rev().nth(KEPT - 1) else { return };
-        let older: Vec<usize> = steps.keys().copied().filter(|n| *n < oldest_kept).collect();
-        for n in older {
-            steps.remove(&n);
-            drop(fs::remove_file(self.path(image, n)));
-        }
+    fn fault(&self, error: io::Error) -> PutError {
+        PutError::Disk { folder: self.files.folder().display().to_string(), error }
     }
 
     /// Waits until all rows behind a step are kept, or never will be: a rank has sent newer ones without these.
@@ -190,51 +247,82 @@ impl Checkpoints {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if is_settled(steps_of(&mut self.images(), image, epoch)?, n_steps_done) {
+            if is_settled(steps_of(&mut self.state().images, image, epoch)?, n_steps_done) {
                 return Ok(());
             }
             changed.await;
         }
     }
 
-    /// The whole latent and clean latent behind a step.
+    /// The whole latent and clean latent behind a step, if they are here and as they were kept.
     pub(crate) fn get(&self, image: &ImageId, n_steps_done: usize) -> Option<Bytes> {
         {
-            let images = self.images();
-            let step = images.get(image).and_then(|rows| rows.steps.get(&n_steps_done));
+            let state = self.state();
+            let step = state.images.get(image).and_then(|rows| rows.steps.get(&n_steps_done));
             if let Some(step) = step.filter(|step| step.is_kept) {
                 return Some(step.bytes.clone().into());
             }
-        }
-        fs::read(self.path(image, n_steps_done)).ok().map(Bytes::from)
-    }
-
-    /// Forgets an image that is over.
-    pub(crate) fn remove(&self, image: &ImageId) {
-        {
-            let mut images = self.images();
-            images.remove(image);
-            let prefix = prefix(image);
-            let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-            for file in files.filter(|file| file.file_name().to_string_lossy().starts_with(&prefix)) {
-                drop(fs::remove_file(file.path()));
+            if !state.has_file(image, n_steps_done) {
+                return None;
             }
         }
+        self.files.read(image, n_steps_done).map(Bytes::from)
+    }
+
+    /// Forgets an image that is over. True if its files are to be deleted by [`Self::sweep`] and nobody is at it.
+    pub(crate) fn remove(&self, image: &ImageId) -> bool {
+        let is_owed = {
+            let mut state = self.state();
+            state.images.remove(image);
+            match state.filed.remove(image) {
+                Some(steps) => {
+                    let was_idle = state.over.is_empty();
+                    state.over.entry(image.clone()).or_default().extend(steps);
+                    was_idle
+                }
+                None => false,
+            }
+        };
         self.changed.notify_waiters();
+        is_owed
     }
 
-    fn path(&self, image: &ImageId, n_steps_done: usize) -> PathBuf {
-        self.folder.join(format!("{}{n_steps_done}.rows", prefix(image)))
+    /// Deletes the files of images that are over.
+    pub(crate) fn sweep(&self) {
+        loop {
+            let _disk = self.disk();
+            let Some((image, steps)) = self.state().over.pop_first() else { return };
+            steps.into_iter().for_each(|n| self.files.remove(&image, n));
+        }
     }
 
-    fn images(&self) -> MutexGuard<'_, BTreeMap<ImageId, Rows>> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    fn disk(&self) -> MutexGuard<'_, ()> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the names of an image's files begin with.
-fn prefix(image: &ImageId) -> String {
-    format!("{}-{}-", image.job, image.image)
+impl State {
+    fn has_file(&self, image: &ImageId, n_steps_done: usize) -> bool {
+        self.filed.get(image).is_some_and(|steps| steps.contains(&n_steps_done))
+    }
+
+    /// Forgets the steps of an image that nobody goes back to once `n_steps_done` are kept; those that have a file.
+    fn forget_older(&mut self, image: &ImageId, n_steps_done: usize) -> BTreeSet<usize> {
+        let of_image = self.images.get_mut(image).zip(self.filed.get_mut(image));
+        let Some((rows, filed)) = of_image else { return BTreeSet::new() };
+        // Counted in steps that are there: a coordinator that was away has gaps. What is in a file and not in memory
+        // was kept before a restart.
+        let is_kept = |n: &&usize| rows.steps.get(n).is_none_or(|step| step.is_kept);
+        let mut kept = filed.range(..=n_steps_done).rev().filter(is_kept);
+        let Some(oldest_kept) = kept.nth(KEPT - 1).copied() else { return BTreeSet::new() };
+        rows.steps = rows.steps.split_off(&oldest_kept);
+        let kept = filed.split_off(&oldest_kept);
+        std::mem::replace(filed, kept)
+    }
 }
 
 fn steps_of<'a>(
@@ -252,108 +340,4 @@ fn is_settled(steps: &BTreeMap<usize, Step>, n_steps_done: usize) -> bool {
     let Some(step) = steps.get(&n_steps_done) else { return true };
     let lacks = |newer: &Step| newer.has.iter().zip(&step.has).any(|(newer, own)| *newer && !*own);
     step.is_kept || steps.range(n_steps_done + 1..).any(|(_, newer)| lacks(newer))
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-    use plan::{ImageIdx, JobId};
-
-    use super::*;
-
-    fn place(n_steps_done: usize, first_row: usize, n_rows: usize) -> Place {
-        Place { n_steps_done, first_row, n_rows, all_rows: 3, cols: 1 }
-    }
-
-    /// Rows of which every value is its plane and row.
-    fn rows(first_row: usize, n_rows: usize) -> Vec<u8> {
-        let value = |plane: usize, row: usize| ((plane * 10 + row) as f32).to_le_bytes();
-        (0..8).flat_map(|plane| (first_row..first_row + n_rows).flat_map(move |row| value(plane, row))).collect()
-    }
-
-    fn image() -> ImageId {
-        ImageId { job: JobId("job".into()), image: ImageIdx(0) }
-    }
-
-    #[test]
-    fn bands_in_any_order_make_a_whole_that_outlives_the_process() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let open = || Checkpoints::open(folder.path().to_owned()).expect("the folder can be used");
-        let (checkpoints, image, epoch) = (open(), image(), Epoch(1));
-        checkpoints.open_epoch(&image, epoch);
-        assert!(!checkpoints.put(&image, epoch, place(1, 1, 2), &rows(1, 2)).expect("is taken"));
-        assert_eq!(checkpoints.get(&image, 1), None, "half a checkpoint is none");
-        assert!(checkpoints.put(&image, epoch, place(1, 0, 1), &rows(0, 1)).expect("is taken"));
-        assert_eq!(checkpoints.get(&image, 1).expect("is whole"), rows(0, 3));
-        let restarted = open();
-        assert_eq!(restarted.get(&image, 1).expect("is on the disk"), rows(0, 3));
-        restarted.open_epoch(&image, epoch);
-        let again = restarted.put(&image, epoch, place(1, 1, 2), &rows(1, 2));
-        assert!(again.expect("is taken"), "what was kept before a restart is whole");
-        for n in 2..4 {
-            assert!(checkpoints.put(&image, epoch, place(n, 0, 3), &rows(0, 3)).expect("is taken"));
-        }
-        assert_eq!(open().get(&image, 1), None, "two steps back nobody goes");
-        checkpoints.remove(&image);
-        assert_eq!((checkpoints.get(&image, 3), open().get(&image, 3)), (None, None));
-    }
-
-    #[test]
-    fn an_older_step_is_not_forgotten_before_a_newer_one_is_whole() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let checkpoints = Checkpoints::open(folder.path().to_owned()).expect("the folder can be used");
-        let (image, epoch) = (image(), Epoch(1));
-        checkpoints.open_epoch(&image, epoch);
-        for n in 1..3 {
-            assert!(checkpoints.put(&image, epoch, place(n, 0, 3), &rows(0, 3)).expect("is taken"));
-        }
-        for n in 3..6 {
-            assert!(!checkpoints.put(&image, epoch, place(n, 0, 2), &rows(0, 2)).expect("is taken"));
-        }
-        assert!(checkpoints.get(&image, 1).is_some() && checkpoints.get(&image, 2).is_some());
-        assert!(checkpoints.put(&image, epoch, place(3, 2, 1), &rows(2, 1)).expect("is taken"));
-        assert_eq!(checkpoints.get(&image, 1), None);
-        assert!(checkpoints.get(&image, 2).is_some() && checkpoints.get(&image, 3).is_some());
-    }
-
-    #[test]
-    fn rows_that_come_behind_the_end_of_their_image_or_epoch_leave_nothing() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let checkpoints = Checkpoints::open(folder.path().to_owned()).expect("the folder can be used");
-        let image = image();
-        let is_over = |epoch| {
-            let put = checkpoints.put(&image, epoch, place(1, 0, 3), &rows(0, 3));
-            matches!(put, Err(PutError::Over(over)) if over == epoch)
-        };
-        checkpoints.open_epoch(&image, Epoch(1));
-        checkpoints.remove(&image);
-        assert!(is_over(Epoch(1)), "the image is over");
-        assert!(checkpoints.images().is_empty());
-        assert_eq!(fs::read_dir(folder.path()).expect("is a folder").count(), 0);
-        checkpoints.open_epoch(&image, Epoch(2));
-        assert!(is_over(Epoch(1)), "the image goes on in another epoch");
-        checkpoints.open_epoch(&image, Epoch(1));
-        assert!(!is_over(Epoch(2)), "an epoch that is known late does not replace its successor");
-    }
-
-    #[tokio::test]
-    async fn rows_are_waited_for_until_their_rank_has_sent_newer_ones_or_the_image_is_over() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let checkpoints = Checkpoints::open(folder.path().to_owned()).expect("the folder can be used");
-        let (image, epoch) = (image(), Epoch(1));
-        checkpoints.open_epoch(&image, epoch);
-        let put = |n, first_row| checkpoints.put(&image, epoch, place(n, first_row, 1), &rows(first_row, 1));
-        let kept = |n| checkpoints.until_kept(&image, epoch, n);
-        put(4, 0).expect("is taken");
-        assert!(kept(4).now_or_never().is_none());
-        put(5, 0).expect("is taken");
-        assert!(kept(4).now_or_never().is_none(), "newer rows of the same rank say nothing of the others");
-        let (waited, _) = tokio::join!(kept(4), async { put(5, 1).expect("is taken") });
-        waited.expect("that rank will not send step 4 any more");
-        let (waited, _) = tokio::join!(kept(5), async { put(5, 2).expect("is taken") });
-        waited.expect("it is whole");
-        put(6, 0).expect("is taken");
-        let (waited, ()) = tokio::join!(kept(6), async { checkpoints.remove(&image) });
-        assert!(matches!(waited, Err(PutError::Over(Epoch(1)))), "the image is over");
-    }
 }

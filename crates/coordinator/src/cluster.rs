@@ -27,7 +27,7 @@ const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// How long rows wait for those of other ranks before their sender is asked to send them again.
 const WHOLE_WITHIN: Duration = Duration::from_secs(5);
 /// How long the next part of rows or of a picture may take.
-const PART_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const PART_WITHIN: Duration = Duration::from_secs(30);
 const CHUNK_BYTES: usize = 1 << 20;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -38,11 +38,25 @@ pub(crate) struct Members {
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
     metrics: Metrics,
+    part_within: Duration,
 }
 
 impl Members {
-    pub(crate) fn new(desk: Desk, checkpoints: Arc<Checkpoints>, artifacts: Arc<Artifacts>, metrics: Metrics) -> Self {
-        Self { desk, checkpoints, artifacts, metrics }
+    /// A sender of rows or of a picture that says nothing for `part_within` is hung up on.
+    pub(crate) fn new(
+        desk: Desk,
+        checkpoints: Arc<Checkpoints>,
+        artifacts: Arc<Artifacts>,
+        metrics: Metrics,
+        part_within: Duration,
+    ) -> Self {
+        Self { desk, checkpoints, artifacts, metrics, part_within }
+    }
+
+    /// The next part of what is sent. A sender that says nothing holds nothing here.
+    async fn next_part<T>(&self, parts: &mut Streaming<T>) -> Result<Option<T>, Status> {
+        let next = tokio::time::timeout(self.part_within, parts.message()).await;
+        next.map_err(|_| Status::deadline_exceeded("the next part did not come"))?
     }
 
     /// An attempt that is on. From then on rows of its epoch are taken.
@@ -72,12 +86,6 @@ struct AttemptView {
     cols: usize,
     /// Steps done when it began, steps in all.
     n_steps: (usize, usize),
-}
-
-/// The next part of what is sent. A sender that says nothing holds nothing here.
-async fn next_part<T>(parts: &mut Streaming<T>) -> Result<Option<T>, Status> {
-    let next = tokio::time::timeout(PART_WITHIN, parts.message()).await;
-    next.map_err(|_| Status::deadline_exceeded("the next part did not come"))?
 }
 
 /// Refuses what came for an epoch that is over.
@@ -123,7 +131,7 @@ impl ClusterService for Members {
         request: Request<Streaming<v1::PutCheckpointRequest>>,
     ) -> Result<Response<v1::PutCheckpointResponse>, Status> {
         let mut parts = request.into_inner();
-        let first = next_part(&mut parts).await?;
+        let first = self.next_part(&mut parts).await?;
         let first = first.ok_or_else(|| Status::invalid_argument("a checkpoint without a part"))?;
         let epoch = Epoch(first.epoch);
         let AttemptView { image, rows: all_rows, cols, n_steps } = self.attempt(epoch).await?;
@@ -142,7 +150,7 @@ impl ClusterService for Members {
         let mut bytes = BytesMut::with_capacity(place.n_bytes());
         let mut crc32c = first.crc32c;
         bytes.extend_from_slice(&first.chunk);
-        while let Some(part) = next_part(&mut parts).await? {
+        while let Some(part) = self.next_part(&mut parts).await? {
             bytes.extend_from_slice(&part.chunk);
             crc32c = part.crc32c;
             if bytes.len() > place.n_bytes() {
@@ -187,9 +195,15 @@ impl ClusterService for Members {
         let epoch = Epoch(request.into_inner().epoch);
         let AttemptView { image, n_steps: (n_steps_done, _), .. } = self.attempt(epoch).await?;
         let checkpoints = Arc::clone(&self.checkpoints);
-        let missing = format!("image {image} has no checkpoint behind step {n_steps_done}");
+        let message = format!(
+            "the checkpoint of image {image} behind step {n_steps_done} is gone or damaged: once the image has failed, \
+             `fresco retry {}` begins it anew",
+            image.job
+        );
         let found = tokio::task::spawn_blocking(move || checkpoints.get(&image, n_steps_done)).await;
-        let bytes = found.ok().flatten().ok_or_else(|| Status::not_found(missing))?;
+        // Whoever asked cannot do its part. Its failures count, so that this ends: the image fails and says this.
+        let bytes = found.ok().flatten();
+        let bytes = bytes.ok_or_else(|| status(Code::DataLoss, "CHECKPOINT_LOST", message, None, None))?;
         let crc32c = checksum::crc32c(&bytes);
         let n = bytes.len().div_ceil(CHUNK_BYTES).max(1);
         let parts = (0..n).map(move |idx| {
@@ -204,7 +218,7 @@ impl ClusterService for Members {
         request: Request<Streaming<v1::PutArtifactRequest>>,
     ) -> Result<Response<v1::PutArtifactResponse>, Status> {
         let mut parts = request.into_inner();
-        let first = next_part(&mut parts).await?;
+        let first = self.next_part(&mut parts).await?;
         let first = first.ok_or_else(|| Status::invalid_argument("a picture without a part"))?;
         let epoch = Epoch(first.epoch);
         self.attempt(epoch).await?;
@@ -231,7 +245,7 @@ impl ClusterService for Members {
             if chunks.send(chunk).await.is_err() {
                 break;
             }
-            next = next_part(&mut parts).await?.map(|part| part.chunk);
+            next = self.next_part(&mut parts).await?.map(|part| part.chunk);
         }
         drop(chunks);
         let kept = keeping.await.map_err(|_| Status::internal("the picture's thread died"))?;
@@ -261,3 +275,6 @@ impl ClusterService for Members {
         Ok(Response::new(v1::DrainWorkerResponse { is_member: member.is_some() }))
     }
 }
+
+#[cfg(test)]
+mod tests;

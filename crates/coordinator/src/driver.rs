@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use control::{Control, ControlError, Event, Input, Output, ReplyId, SessionId};
-use plan::{JobId, Millis};
+use plan::JobId;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use wire::v1;
 use wire::v1::session_response::Message as Order;
 
 use crate::checkpoint::Checkpoints;
+use crate::clock::Clock;
 use crate::metrics::Courses;
 use crate::persist::Persistence;
 
@@ -27,8 +28,7 @@ const EVENTS: usize = 8192;
 type Question = Box<dyn FnOnce(&Control) + Send>;
 
 enum Message {
-    /// What happened, and when it was heard of: a machine that was busy in between holds it against nobody.
-    Do(Input, Instant),
+    Do(Input),
     Open(SessionId, mpsc::Sender<v1::SessionResponse>),
     Answer(ReplyId, oneshot::Sender<Result<JobId, ControlError>>),
     Ask(Question),
@@ -37,7 +37,8 @@ enum Message {
 /// Where the services reach the driver.
 #[derive(Clone)]
 pub(crate) struct Desk {
-    inbox: mpsc::Sender<Message>,
+    /// Every message with when it was heard of: a machine that was busy in between holds it against nobody.
+    inbox: mpsc::Sender<(Instant, Message)>,
     events: broadcast::Sender<Arc<Event>>,
     next_id: Arc<AtomicU64>,
 }
@@ -52,9 +53,13 @@ impl Desk {
         self.next_id.fetch_add(1, Ordering::SeqCst)
     }
 
+    async fn send(&self, message: Message) -> Result<(), Gone> {
+        self.inbox.send((Instant::now(), message)).await.map_err(|_| Gone)
+    }
+
     /// Something happened.
     pub(crate) async fn tell(&self, input: Input) -> Result<(), Gone> {
-        self.inbox.send(Message::Do(input, Instant::now())).await.map_err(|_| Gone)
+        self.send(Message::Do(input)).await
     }
 
     /// Something a client wants, and what becomes of it.
@@ -64,7 +69,7 @@ impl Desk {
     ) -> Result<Result<JobId, ControlError>, Gone> {
         let (answer, answered) = oneshot::channel();
         let reply = ReplyId(self.id());
-        self.inbox.send(Message::Answer(reply, answer)).await.map_err(|_| Gone)?;
+        self.send(Message::Answer(reply, answer)).await?;
         self.tell(input(reply)).await?;
         answered.await.map_err(|_| Gone)
     }
@@ -76,7 +81,7 @@ impl Desk {
     ) -> Result<T, Gone> {
         let (answer, answered) = oneshot::channel();
         let ask: Question = Box::new(move |control| drop(answer.send(question(control))));
-        self.inbox.send(Message::Ask(ask)).await.map_err(|_| Gone)?;
+        self.send(Message::Ask(ask)).await?;
         answered.await.map_err(|_| Gone)
     }
 
@@ -84,7 +89,7 @@ impl Desk {
     pub(crate) async fn open(&self) -> Result<(SessionId, mpsc::Receiver<v1::SessionResponse>), Gone> {
         let (orders, to_send) = mpsc::channel(ORDERS);
         let session = SessionId(self.id());
-        self.inbox.send(Message::Open(session, orders)).await.map_err(|_| Gone)?;
+        self.send(Message::Open(session, orders)).await?;
         Ok((session, to_send))
     }
 
@@ -100,8 +105,8 @@ pub(crate) struct Driver {
     persistence: Persistence,
     checkpoints: Arc<Checkpoints>,
     courses: Courses,
-    started: Instant,
-    inbox: mpsc::Receiver<Message>,
+    clock: Clock,
+    inbox: mpsc::Receiver<(Instant, Message)>,
     desk: Desk,
     sessions: BTreeMap<SessionId, mpsc::Sender<v1::SessionResponse>>,
     answers: BTreeMap<ReplyId, oneshot::Sender<Result<JobId, ControlError>>>,
@@ -113,12 +118,12 @@ impl Driver {
         persistence: Persistence,
         checkpoints: Arc<Checkpoints>,
         courses: Courses,
+        clock: Clock,
     ) -> Self {
         let (inbox, messages) = mpsc::channel(INBOX);
         let desk = Desk { inbox, events: broadcast::Sender::new(EVENTS), next_id: Arc::new(AtomicU64::new(1)) };
-        let started = Instant::now();
         let (sessions, answers) = (BTreeMap::new(), BTreeMap::new());
-        Self { control, persistence, checkpoints, courses, started, inbox: messages, desk, sessions, answers }
+        Self { control, persistence, checkpoints, courses, clock, inbox: messages, desk, sessions, answers }
     }
 
     pub(crate) fn desk(&self) -> Desk {
@@ -128,31 +133,47 @@ impl Driver {
     /// Runs until the store fails.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         loop {
-            let due = self.control.poll_timeout().map(|due| self.started + Duration::from_millis(due.0));
+            let due = self.control.poll_timeout().map(|due| self.clock.moment(due));
             let asleep = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
             // What was said in time counts before the clock does.
-            tokio::select! {
+            let heard = tokio::select! {
                 biased;
                 message = self.inbox.recv() => match message {
-                    Some(Message::Do(input, heard)) => {
-                        if let Input::Left { session, .. } = &input {
-                            self.sessions.remove(session);
-                        }
-                        self.control.handle(self.at(heard), input);
-                    }
-                    Some(Message::Ask(question)) => question(&self.control),
-                    Some(Message::Open(session, orders)) => drop(self.sessions.insert(session, orders)),
-                    Some(Message::Answer(reply, answer)) => drop(self.answers.insert(reply, answer)),
+                    Some(heard) => Some(heard),
                     None => return Ok(()),
                 },
-                () = asleep => self.control.handle_timeout(self.at(Instant::now())),
-            }
+                () = asleep => None,
+            };
+            self.turn(Instant::now(), heard);
             self.perform().await?;
         }
     }
 
-    fn at(&self, moment: Instant) -> Millis {
-        Millis(moment.saturating_duration_since(self.started).as_millis() as u64)
+    /// Does one thing: what was heard, or else what is due.
+    fn turn(&mut self, now: Instant, heard: Option<(Instant, Message)>) {
+        let moment = heard.as_ref().map_or(now, |(moment, _)| *moment);
+        self.clock.heed_stop(self.control.poll_timeout(), moment);
+        match heard {
+            Some((_, message)) => self.hear(moment, message),
+            None => self.control.handle_timeout(self.clock.at(now)),
+        }
+    }
+
+    fn hear(&mut self, moment: Instant, message: Message) {
+        let now = self.clock.at(moment);
+        // Whatever comes drives the clock: however many ask, what is due is done.
+        self.control.handle_timeout(now);
+        match message {
+            Message::Do(input) => {
+                if let Input::Left { session, .. } = &input {
+                    self.sessions.remove(session);
+                }
+                self.control.handle(now, input);
+            }
+            Message::Ask(question) => question(&self.control),
+            Message::Open(session, orders) => drop(self.sessions.insert(session, orders)),
+            Message::Answer(reply, answer) => drop(self.answers.insert(reply, answer)),
+        }
     }
 
     /// Performs what is to be done: first all that is to be durable is so, then the rest leaves, in order.
@@ -211,7 +232,13 @@ impl Driver {
                 self.order(session, Order::Drained(v1::Drained {}));
                 closed.insert(session);
             }
-            Output::DropCheckpoint { image } => self.checkpoints.remove(&image),
+            Output::DropCheckpoint { image } => {
+                if self.checkpoints.remove(&image) {
+                    let checkpoints = Arc::clone(&self.checkpoints);
+                    // What is left of them at the process's end goes at its next start.
+                    drop(tokio::task::spawn_blocking(move || checkpoints.sweep()));
+                }
+            }
             Output::Event(event) => {
                 tracing::debug!(
                     image = %event.image, phase = ?event.phase, step = event.n_steps_done, message = event.message, "changed"
@@ -230,3 +257,6 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 
 mod artifact;
 mod checkpoint;
+mod clock;
 mod cluster;
 mod driver;
 mod incoming;
@@ -16,6 +17,9 @@ mod report;
 pub mod role;
 mod scaler;
 mod status;
+
+#[cfg(test)]
+mod testing;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,6 +33,7 @@ use plan::Millis;
 use prometheus::Registry;
 use store::{EmbeddedStore, Store};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tonic::transport::Server;
 use wire::externalscaler::external_scaler_server::ExternalScalerServer;
 use wire::v1::cluster_service_server::ClusterServiceServer;
@@ -36,6 +41,7 @@ use wire::v1::render_service_server::RenderServiceServer;
 
 use artifact::Artifacts;
 use checkpoint::Checkpoints;
+use clock::Clock;
 use driver::Driver;
 use metrics::{Courses, Glance, Metrics};
 use persist::Persistence;
@@ -74,7 +80,7 @@ impl Coordinator {
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.store)?);
         let artifacts = Arc::new(Artifacts::open(config.artifacts.clone())?);
         let (persistence, mut records) = Persistence::load(store)?;
-        checkpoints.check(&mut records);
+        checkpoints.check(&mut records)?;
         let machine = control::Config {
             lease_ttl_ms: config.lease_ttl_ms,
             reattach_ms: 3 * config.lease_ttl_ms,
@@ -85,7 +91,9 @@ impl Coordinator {
         let listener =
             listener.with_context(|| format!("listen on {}: choose another with --listen", config.listen))?;
         let metrics = Metrics::register(registry).context("make metrics")?;
-        let driver = Driver::new(control, persistence, Arc::clone(&checkpoints), Courses::new(metrics.clone()));
+        let clock = Clock::new(Instant::now(), config.lease_ttl_ms);
+        let courses = Courses::new(metrics.clone());
+        let driver = Driver::new(control, persistence, Arc::clone(&checkpoints), courses, clock);
         Ok(Self { listener, driver, checkpoints, artifacts, metrics })
     }
 
@@ -127,7 +135,8 @@ impl Coordinator {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let clients = render_service::Clients::new(desk.clone(), Arc::clone(&self.artifacts));
-        let members = cluster::Members::new(desk.clone(), self.checkpoints, self.artifacts, self.metrics);
+        let (checkpoints, artifacts) = (self.checkpoints, self.artifacts);
+        let members = cluster::Members::new(desk.clone(), checkpoints, artifacts, self.metrics, cluster::PART_WITHIN);
         let scaler = Scaler::new(desk);
         const LARGEST_SUBMIT_BYTES: usize = 256 << 10;
         // Sessions, watchers and KEDA's streams have no end of their own; what is asked meanwhile is still answered.

@@ -91,14 +91,7 @@ impl RenderService for Clients {
                 status(Code::InvalidArgument, "PAGE_TOKEN", message, Some("page_token"), None)
             })?)
         };
-        let page = move |control: &control::Control| {
-            let mut jobs: Vec<_> =
-                control.jobs().filter(|job| before.is_none_or(|before| job.number < before)).collect();
-            jobs.sort_by_key(|job| std::cmp::Reverse(job.number));
-            let next = jobs.get(page_size).and(jobs.get(page_size - 1)).map(|last| last.number.to_string());
-            let jobs = jobs.into_iter().take(page_size).map(|job| job_view::of_job(control, job)).collect();
-            v1::ListJobsResponse { jobs, next_page_token: next.unwrap_or_default() }
-        };
+        let page = move |control: &control::Control| job_view::page(control, before, page_size);
         Ok(Response::new(self.desk.ask(page).await?))
     }
 
@@ -241,3 +234,6 @@ impl Watcher {
         self.answers.send(Ok(response)).await.is_ok() && !is_over
     }
 }
+
+#[cfg(test)]
+mod tests;

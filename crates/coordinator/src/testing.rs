@@ -1,0 +1,125 @@
+//! A coordinator for tests: its store in memory, its folders temporary, workers that say what a test has them say.
+
+use std::sync::Arc;
+
+use control::{Control, Hello, Input, JobSpec, SessionId};
+use plan::{
+    ArtifactKind, Clean, Epoch, ImageIdx, ImageSize, JobId, Millis, ModelFacts, ModelId, RenderRequest, WorkerId,
+};
+use prometheus::Registry;
+use store::MemoryStore;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use wire::v1;
+
+use crate::artifact::Artifacts;
+use crate::checkpoint::Checkpoints;
+use crate::clock::Clock;
+use crate::driver::{Desk, Driver};
+use crate::metrics::{Courses, Metrics};
+use crate::persist::Persistence;
+
+pub(crate) const LEASE_MS: u64 = 3_000;
+
+/// A coordinator whose driver is not at work yet.
+pub(crate) struct Coordinator {
+    pub(crate) driver: Driver,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) metrics: Metrics,
+    folder: tempfile::TempDir,
+}
+
+/// One whose driver is.
+pub(crate) struct Farm {
+    pub(crate) desk: Desk,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) metrics: Metrics,
+    _folder: tempfile::TempDir,
+}
+
+impl Coordinator {
+    /// Whose clock begins at `started`.
+    pub(crate) fn new(started: Instant) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let in_folder = |name| folder.path().join(name);
+        let checkpoints = Arc::new(Checkpoints::open(in_folder("checkpoints")).expect("the folder can be used"));
+        let artifacts = Arc::new(Artifacts::open(in_folder("artifacts")).expect("the folder can be used"));
+        let metrics = Metrics::register(&Registry::new()).expect("no name twice");
+        let (persistence, records) = Persistence::load(Arc::new(MemoryStore::new())).expect("it is empty");
+        let config = control::Config { lease_ttl_ms: LEASE_MS, ..Default::default() };
+        let control = Control::new(config, records, Millis(0));
+        let (courses, clock) = (Courses::new(metrics.clone()), Clock::new(started, LEASE_MS));
+        let driver = Driver::new(control, persistence, Arc::clone(&checkpoints), courses, clock);
+        Self { driver, checkpoints, artifacts, metrics, folder }
+    }
+}
+
+impl Farm {
+    pub(crate) fn start() -> Self {
+        let Coordinator { driver, checkpoints, artifacts, metrics, folder } = Coordinator::new(Instant::now());
+        let desk = driver.desk();
+        tokio::spawn(driver.run());
+        Self { desk, checkpoints, artifacts, metrics, _folder: folder }
+    }
+
+    pub(crate) async fn submit(&self, spec: JobSpec) -> JobId {
+        let job = JobId(uuid::Uuid::now_v7().to_string());
+        let answer = self.desk.request(|reply| Input::Submit { job, request_id: String::new(), spec, reply }).await;
+        answer.expect("the driver runs").expect("the job is fine")
+    }
+
+    pub(crate) async fn cancel(&self, job: &JobId) {
+        let job = job.clone();
+        let answer = self.desk.request(|reply| Input::Cancel { job, reply }).await;
+        answer.expect("the driver runs").expect("the job is not over");
+    }
+
+    /// A worker joins; it is in as long as its orders are held.
+    pub(crate) async fn join(&self, worker: &str) -> (SessionId, mpsc::Receiver<v1::SessionResponse>) {
+        let (session, orders) = self.desk.open().await.expect("the driver runs");
+        let worker = WorkerId(worker.to_owned());
+        self.desk.tell(Input::Join { worker, session, hello: hello() }).await.expect("the driver runs");
+        (session, orders)
+    }
+
+    pub(crate) async fn leave(&self, worker: &str, session: SessionId) {
+        let worker = WorkerId(worker.to_owned());
+        self.desk.tell(Input::Left { worker, session }).await.expect("the driver runs");
+    }
+
+    /// The attempt at a job's first image.
+    pub(crate) async fn epoch(&self, job: &JobId) -> Epoch {
+        let job = job.clone();
+        let epoch = self.desk.ask(move |control| control.job(&job)?.image(ImageIdx(0))?.epoch).await;
+        epoch.expect("the driver runs").expect("the image is being made")
+    }
+}
+
+pub(crate) fn hello() -> Hello {
+    let id = ModelId { name: "demo".into(), weights_sha256: "ab".repeat(32) };
+    Hello {
+        version: control::Config::default().version,
+        incarnation: "first".into(),
+        numeric_class: "avx512".into(),
+        models: vec![ModelFacts { id, kv_ratio: 1, vae_factor: 8 }],
+        address: "http://10.0.0.7:7401".into(),
+        flop_per_s: 1e9,
+        running: None,
+    }
+}
+
+/// So many small pictures.
+pub(crate) fn spec(count: u32) -> JobSpec {
+    let request = RenderRequest {
+        prompt: "a castle".into(),
+        negative: String::new(),
+        size: ImageSize { width_px: 64, height_px: 64 },
+        steps: 4,
+        guidance: 4.5,
+        seed: 7,
+        clean: Clean::Basic,
+    };
+    JobSpec { model: "demo".into(), request, count, artifact: ArtifactKind::Png8 }
+}
