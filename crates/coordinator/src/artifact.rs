@@ -8,6 +8,9 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
+/// What the name of a picture that is not whole begins and ends with.
+const PARTIAL: (&str, &str) = (".", ".partial");
+
 /// The folder of pictures.
 pub(crate) struct Artifacts {
     folder: PathBuf,
@@ -32,8 +35,18 @@ pub(crate) struct Incoming<'a> {
 }
 
 impl Artifacts {
+    /// In `folder`, made if it is not there. What a crash left half written goes; who sent it sends it again.
     pub(crate) fn open(folder: PathBuf) -> anyhow::Result<Self> {
         fs::create_dir_all(&folder).with_context(|| format!("create the folder of pictures {}", folder.display()))?;
+        let unread = || format!("read the folder of pictures {}", folder.display());
+        for entry in fs::read_dir(&folder).with_context(unread)? {
+            let entry = entry.with_context(unread)?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(PARTIAL.0) && name.ends_with(PARTIAL.1) {
+                drop(fs::remove_file(entry.path()));
+            }
+        }
         Ok(Self { folder })
     }
 
@@ -43,7 +56,7 @@ impl Artifacts {
 
     /// Begins to take a picture in.
     pub(crate) fn begin(&self) -> Result<Incoming<'_>, ArtifactError> {
-        let file = tempfile::Builder::new().prefix(".").suffix(".partial").tempfile_in(&self.folder);
+        let file = tempfile::Builder::new().prefix(PARTIAL.0).suffix(PARTIAL.1).tempfile_in(&self.folder);
         Ok(Incoming { artifacts: self, file: file.map_err(|error| self.fault(error))?, hash: Sha256::new() })
     }
 
@@ -99,5 +112,16 @@ mod tests {
         assert!(matches!(other.finish(SHA256_OF_ABC), Err(ArtifactError::Hash { .. })));
         assert_eq!(fs::read_dir(folder.path()).expect("is a folder").count(), 1, "nothing half is left");
         assert!(artifacts.file("../../etc/passwd").is_none());
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for name in [".a1b2c3.partial", ".notes", "b.partial", SHA256_OF_ABC] {
+            fs::write(folder.path().join(name), "abc").expect("can be written");
+        }
+        let artifacts = Artifacts::open(folder.path().to_owned()).expect("the folder can be used");
+        assert!(artifacts.file(SHA256_OF_ABC).is_some());
+        assert_eq!(fs::read_dir(folder.path()).expect("is a folder").count(), 3);
     }
 }

@@ -110,6 +110,8 @@ pub(crate) struct Driver {
     desk: Desk,
     sessions: BTreeMap<SessionId, mpsc::Sender<v1::SessionResponse>>,
     answers: BTreeMap<ReplyId, oneshot::Sender<Result<JobId, ControlError>>>,
+    /// Sessions that ended in the grace behind a stop, as the machine would be told.
+    hung_up: Vec<Input>,
 }
 
 impl Driver {
@@ -123,7 +125,8 @@ impl Driver {
         let (inbox, messages) = mpsc::channel(INBOX);
         let desk = Desk { inbox, events: broadcast::Sender::new(EVENTS), next_id: Arc::new(AtomicU64::new(1)) };
         let (sessions, answers) = (BTreeMap::new(), BTreeMap::new());
-        Self { control, persistence, checkpoints, courses, clock, inbox: messages, desk, sessions, answers }
+        let hung_up = Vec::new();
+        Self { control, persistence, checkpoints, courses, clock, inbox: messages, desk, sessions, answers, hung_up }
     }
 
     pub(crate) fn desk(&self) -> Desk {
@@ -163,10 +166,28 @@ impl Driver {
         let now = self.clock.at(moment);
         // Whatever comes drives the clock: however many ask, what is due is done.
         self.control.handle_timeout(now);
+        if !self.clock.is_grace(moment) {
+            self.hung_up.clear();
+        }
         match message {
             Message::Do(input) => {
-                if let Input::Left { session, .. } = &input {
-                    self.sessions.remove(session);
+                match &input {
+                    Input::Left { session, .. } => {
+                        self.sessions.remove(session);
+                        // Workers hang up on a coordinator that was stopped and come again. Who does not loses its lease.
+                        if self.clock.is_grace(moment) {
+                            self.hung_up.push(input);
+                            return;
+                        }
+                    }
+                    // Perhaps another process of that name: then the one before has left.
+                    Input::Join { worker, hello, .. } if hello.running.is_none() => {
+                        let is_of = |left: &&Input| matches!(left, Input::Left { worker: of, .. } if of == worker);
+                        for left in self.hung_up.iter().filter(is_of) {
+                            self.control.handle(now, left.clone());
+                        }
+                    }
+                    _ => {}
                 }
                 self.control.handle(now, input);
             }

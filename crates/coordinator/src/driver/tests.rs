@@ -59,6 +59,33 @@ async fn a_coordinator_that_was_stopped_hears_its_members_before_it_gives_them_u
 }
 
 #[tokio::test]
+async fn a_worker_that_hung_up_on_a_stopped_coordinator_has_the_grace_to_come_again() {
+    let (mut driver, at) = driver();
+    let left = |worker: &str, session| Message::Do(Input::Left { worker: id(worker), session: SessionId(session) });
+    driver.turn(at(60_000), Some((at(60_000), left("a", 1))));
+    driver.turn(at(60_001), Some((at(60_001), left("b", 2))));
+    assert_eq!(members(&driver), [id("a"), id("b")]);
+    let join = Input::Join { worker: id("a"), session: SessionId(3), hello: testing::hello() };
+    driver.turn(at(60_002), Some((at(60_002), Message::Do(join))));
+    driver.turn(at(60_000 + LEASE_MS / 3), None);
+    assert_eq!(members(&driver), [id("a")], "b did not come");
+    driver.turn(at(62_000), Some((at(62_000), left("a", 3))));
+    assert_eq!(members(&driver), [], "who leaves later has left");
+}
+
+#[tokio::test]
+async fn a_process_that_died_while_the_coordinator_was_stopped_makes_room_for_its_successor() {
+    let (mut driver, at) = driver();
+    let left = Input::Left { worker: id("a"), session: SessionId(1) };
+    driver.turn(at(60_000), Some((at(60_000), Message::Do(left))));
+    let hello = control::Hello { incarnation: "second".into(), ..testing::hello() };
+    let join = Input::Join { worker: id("a"), session: SessionId(3), hello };
+    driver.turn(at(60_001), Some((at(60_001), Message::Do(join))));
+    let sessions: Vec<_> = driver.control.members().map(|view| view.session).collect();
+    assert_eq!(sessions, [SessionId(3), SessionId(2)]);
+}
+
+#[tokio::test]
 async fn a_driver_that_is_behind_with_what_it_heard_was_not_stopped() {
     let (mut driver, at) = driver();
     for heard in [LEASE_MS - 200, LEASE_MS - 100, LEASE_MS + 10] {
