@@ -13,6 +13,9 @@ from outcome import check
 # What Grafana puts in for its variables. An interval of 15 scrapes.
 VARIABLES = {"$__rate_interval": "15s", "$job": ".+", "$instance": ".+"}
 
+# The job of a process that is not fresco's.
+STRANGER = "stranger"
+
 
 def ask(prometheus, monitoring, since):
     """Panels must have something to show; alerts must be about series that are there."""
@@ -48,14 +51,16 @@ def filled(expression):
 
 
 def empty(prometheus, expression, window):
-    """A fault if the expression never gave a number."""
+    """A fault if the expression never gave a number, or gave one of a stranger."""
     try:
         promql_parser.parse(expression)
     except ValueError as error:
         return [f"{expression}: {error}"]
     found = prometheus.query("query_range", query=expression, **window)
     is_number = any(math.isfinite(float(value)) for series in found for _, value in series["values"])
-    return [] if is_number else [f"{expression} is {'no number' if found else 'empty'}"]
+    faults = [] if is_number else [f"{expression} is {'no number' if found else 'empty'}"]
+    is_strange = any(series["metric"].get("job") == STRANGER for series in found)
+    return faults + ([f"{expression} shows a process that is not fresco's"] if is_strange else [])
 
 
 def selectors(node):

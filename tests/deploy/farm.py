@@ -215,10 +215,13 @@ def main(program, prometheus_bin, golden):
         (folder / "data").mkdir()
         farm = Farm(program, golden, folder, stack)
         workers = [f"{farm.address(idx)}:7480" for idx in (1, 2, 3)]
+        prometheus_at = farm.address(9)
         targets = {"coordinator": [f"{farm.address(0)}:7480"], "worker": workers}
+        # A process of another program, as a Prometheus that is shared has many.
+        targets[expressions.STRANGER] = [f"{prometheus_at}:9090"]
         since = time.time()
         try:
-            prometheus = Prometheus(prometheus_bin, folder, farm.address(9), targets, stack)
+            prometheus = Prometheus(prometheus_bin, folder, prometheus_at, targets, stack)
             farm.start("coordinator", "c0", 0)
             for idx in (1, 2):
                 farm.start("worker", f"w{idx}", idx)

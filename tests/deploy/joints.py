@@ -17,6 +17,7 @@ from outcome import check
 
 WORKLOADS = {"Deployment", "StatefulSet", "LeaderWorkerSet"}
 UNPRIVILEGED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+IN_PROMETHEUS = str.maketrans("./-", "___")
 QUEUE = "kueue.x-k8s.io/queue-name"
 WITHIN = {"FRESCO_COORDINATOR", "FRESCO_ADVERTISE"}
 LISTENING = ("FRESCO_LISTEN", "FRESCO_WORKER_LISTEN", "FRESCO_STATUS")
@@ -76,6 +77,13 @@ def workload_faults(seen):
             yield f"{target['name']} is scaled and has replicas: each upgrade would set them back"
     if len({target["name"] for target in scaled}) != len(scaled):
         yield "one workload is scaled twice"
+    for thing in seen.of("HorizontalPodAutoscaler"):
+        metrics = [metric["external"]["metric"] for metric in thing["spec"]["metrics"]]
+        asked = {label for metric in metrics for label in metric["selector"]["matchLabels"]}
+        for monitor in seen.of("ServiceMonitor"):
+            told = {label.translate(IN_PROMETHEUS) for label in monitor["spec"].get("targetLabels", [])}
+            if asked != {"model"} | told:
+                yield f"{thing['metadata']['name']} asks by {asked}, {monitor['metadata']['name']} has model and {told}"
     made = {thing["spec"]["secretName"] for thing in seen.of("Certificate")}
     for thing in seen.of("TriggerAuthentication"):
         if made and {ref["name"] for ref in thing["spec"]["secretTargetRef"]} != made:

@@ -26,6 +26,11 @@ app.kubernetes.io/component: {{ .component }}
 http{{ if .Values.tls.enabled }}s{{ end }}://{{ include "fresco.name" . }}-coordinator:7400
 {{- end }}
 
+{{- /* What a service's label app.kubernetes.io/instance is called in Prometheus. */ -}}
+{{- define "fresco.releaseLabel" -}}
+app_kubernetes_io_instance
+{{- end }}
+
 {{- /* The port that a URL is reached at, its scheme's if it names none. */ -}}
 {{- define "fresco.urlPort" -}}
 {{- $url := urlParse . }}
