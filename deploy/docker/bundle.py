@@ -1,9 +1,10 @@
 """Makes a runc bundle of an image: what it starts by its own configuration, held as the chart's securityContext says.
 
-    buildah inspect --type image IMAGE | bundle.py BUNDLE --rootfs FOLDER --network NAMESPACE [--env NAME=VALUE ...]
+    buildah inspect --type image IMAGE | bundle.py BUNDLE --rootfs FOLDER --network NAMESPACE --seccomp PROFILE
+                                                   [--env NAME=VALUE ...]
 
 User, no capabilities, no new privileges, a root file system that cannot be written to,
-namespaces of its own, and the seccomp profile that container engines ship, if this machine has it.
+namespaces of its own, and the seccomp profile that container engines ship, if it is there.
 """
 
 import argparse
@@ -13,13 +14,12 @@ import platform
 import sys
 from pathlib import Path
 
-PROFILE = Path("/usr/share/containers/seccomp.json")
 ARCHITECTURE = {"x86_64": ("amd64", "SCMP_ARCH_X86_64"), "aarch64": ("arm64", "SCMP_ARCH_AARCH64")}[platform.machine()]
 
 
-def seccomp():
+def seccomp(profile):
     """The engines' profile for a process without capabilities, in the runtime specification's form."""
-    profile = json.loads(PROFILE.read_text())
+    profile = json.loads(profile.read_text())
     rules = []
     for rule in profile["syscalls"]:
         wanted, unwanted = rule.get("includes") or {}, rule.get("excludes") or {}
@@ -54,6 +54,7 @@ def main():
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rootfs", required=True)
     parser.add_argument("--network", required=True)
+    parser.add_argument("--seccomp", type=Path, required=True)
     parser.add_argument("--env", action="append", default=[])
     args = parser.parse_args()
     image = json.load(sys.stdin)["OCIv1"]["config"]
@@ -67,8 +68,8 @@ def main():
     linux = {"namespaces": namespaces}
     linux["maskedPaths"] = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"]
     linux["readonlyPaths"] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"]
-    if PROFILE.exists():
-        linux["seccomp"] = seccomp()
+    if args.seccomp.exists():
+        linux["seccomp"] = seccomp(args.seccomp)
     config = {
         "ociVersion": "1.0.2",
         "hostname": args.network,

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# Builds the images and draws a picture with them, held as the chart's securityContext holds them: a coordinator and two
-# workers in containers of runc, each in namespaces of its own, joined by a bridge in a network that ends here.
+# Builds the images twice, which are to be the same, and draws a picture with them, held as the chart's securityContext
+# holds them: a coordinator and two workers in containers of runc, each in namespaces of its own, joined by a bridge in a
+# network that ends here.
 #
 #   sudo deploy/docker/try.sh                 programs from target/release; BINARIES names another folder
+#
+# SECCOMP names the seccomp profile to hold them by (/usr/share/containers/seccomp.json).
 #
 # Needs root, since it makes network namespaces, but no daemon and no registry. Leaves nothing behind but the tools it installs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 binaries=${BINARIES:-target/release}
+seccomp=${SECCOMP:-/usr/share/containers/seccomp.json}
 network=10.89.77
 containers=(fresco-coordinator fresco-worker-0 fresco-worker-1)
 work=$(mktemp -d)
@@ -53,7 +57,22 @@ done
 trap clean_up EXIT
 clean_up && mkdir "$work"
 
-deploy/docker/build.sh --with buildah --prefix fresco-try/ --from-binaries "$binaries" >"$work/build" 2>&1 || { cat "$work/build"; stop "no images"; }
+build() {
+    deploy/docker/build.sh --with buildah --prefix fresco-try/ --from-binaries "$binaries" >"$work/build" 2>&1 || { cat "$work/build"; stop "no images"; }
+}
+
+ids() {
+    for image in coordinator worker; do
+        buildah inspect --type image --format "$image {{.FromImageID}}{{\"\n\"}}" "fresco-try/$image:dev"
+    done
+}
+
+# The second time in a store that is empty, so that nothing of the first is taken for it.
+build
+ids >"$work/ids"
+printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/"{store,run} >"$work/storage.conf"
+(export CONTAINERS_STORAGE_CONF=$work/storage.conf && build && ids >"$work/ids-again")
+check "images that are built again are the same" diff "$work/ids" "$work/ids-again"
 
 # The bridge is the client's, so nothing of this is seen outside.
 ip netns add fresco-client
@@ -81,7 +100,8 @@ start() {
     local name=$1 image=$2
     shift 2
     mkdir "$work/$name"
-    buildah inspect --type image "fresco-try/$image:dev" | python3 deploy/docker/bundle.py "$work/$name" --rootfs "${rootfs[$image]}" --network "$name" "$@"
+    buildah inspect --type image "fresco-try/$image:dev" | python3 deploy/docker/bundle.py "$work/$name" --rootfs "${rootfs[$image]}" --network "$name" \
+        --seccomp "$seccomp" "$@"
     runc run --bundle "$work/$name" "$name" >"$work/$name/log" 2>&1 </dev/null &
     process[$name]=$!
 }
@@ -161,10 +181,10 @@ for name in "${containers[@]}"; do
     check "$name runs as 65532" of_init Uid 65532 "$name"
     check "$name has no capability" of_init CapEff 0000000000000000 "$name"
     check "$name can get no privileges" of_init NoNewPrivs 1 "$name"
-    if [ -e /usr/share/containers/seccomp.json ]; then
+    if [ -e "$seccomp" ]; then
         check "$name runs under the engines' seccomp profile" of_init Seccomp 2 "$name"
     else
-        echo "skipped $name under the engines' seccomp profile: /usr/share/containers/seccomp.json is not here"
+        echo "skipped $name under the engines' seccomp profile: $seccomp is not here"
     fi
     check "$name cannot write to its files" cannot_write "$name"
 done
