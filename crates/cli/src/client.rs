@@ -136,7 +136,7 @@ fn show_one(job: &v1::Job, json: bool) -> anyhow::Result<Outcome> {
 pub(crate) fn list(args: &ListArgs) -> anyhow::Result<Outcome> {
     let jobs = with(&args.farm, async |client| client.list(args.limit as usize).await)?;
     for job in &jobs {
-        if args.json { terminal::say_json(&show::job(job))? } else { terminal::say(&show::line(job))? }
+        if args.json { terminal::say_json(&show::job_of_many(job))? } else { terminal::say(&show::line(job))? }
     }
     if jobs.is_empty() && !args.json {
         terminal::note("no jobs: `fresco submit \"PROMPT\"` makes one");

@@ -83,7 +83,11 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
         let fetched = checkpoint::fetch(tools.channel.clone(), assignment.epoch, latent);
         tools.runtime.block_on(fetched).map_err(|status| Fault {
             cause: Cause::Peer,
-            message: format!("the checkpoint behind step {} did not come: {status}", assignment.n_steps_done),
+            message: format!(
+                "the checkpoint behind step {} did not come: {}",
+                assignment.n_steps_done,
+                status.message()
+            ),
             blamed: None,
         })?
     };

@@ -15,6 +15,8 @@ use crate::exit::Stop;
 /// How long a farm that went away is looked for.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
+/// A job of very many images, each with its message.
+const LONGEST_ANSWER_BYTES: usize = 64 << 20;
 /// Where a farm is down from the start, nobody wants to wait long.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -54,7 +56,8 @@ impl Client {
                 "no coordinator answers at {url}: start one with `fresco serve`, or name another"
             ))
         })?;
-        Ok(Self { calls: RenderServiceClient::new(channel.clone()), cluster: ClusterServiceClient::new(channel) })
+        let calls = RenderServiceClient::new(channel.clone()).max_decoding_message_size(LONGEST_ANSWER_BYTES);
+        Ok(Self { calls, cluster: ClusterServiceClient::new(channel) })
     }
 
     /// Has a worker hand over and leave. Whether it is still in.

@@ -17,8 +17,17 @@ fn name(state: v1::State) -> &'static str {
     }
 }
 
+/// A job with its images.
 pub(super) fn job(job: &v1::Job) -> Value {
+    let mut value = job_of_many(job);
+    value["images"] = job.images.iter().map(image).collect();
+    value
+}
+
+/// A job as one of a list: its images are counted.
+pub(super) fn job_of_many(job: &v1::Job) -> Value {
     let spec = job.spec.clone().unwrap_or_default();
+    let counts = counts(job);
     json!({
         "job": job.id,
         "state": name(job.state()),
@@ -31,8 +40,14 @@ pub(super) fn job(job: &v1::Job) -> Value {
         "guidance": spec.guidance,
         "seed": spec.seed,
         "count": spec.count,
-        "images": job.images.iter().map(image).collect::<Vec<_>>(),
+        "images_total": counts.total,
+        "images_done": counts.done,
+        "images_failed": counts.failed,
     })
+}
+
+fn counts(job: &v1::Job) -> v1::ImageCounts {
+    job.image_counts.unwrap_or_default()
 }
 
 fn image(image: &v1::Image) -> Value {
@@ -80,10 +95,9 @@ pub(super) fn event_line(event: &v1::WatchJobResponse) -> String {
 /// One line for a job.
 pub(super) fn line(job: &v1::Job) -> String {
     let spec = job.spec.clone().unwrap_or_default();
-    let n_done = job.images.iter().filter(|image| image.state() == v1::State::Done).count();
     let prompt: String = spec.prompt.chars().take(60).collect();
-    let (state, n) = (name(job.state()), job.images.len());
-    printable(&format!("{} {state} {n_done}/{n} {}x{} {prompt}", job.id, spec.width_px, spec.height_px))
+    let (state, v1::ImageCounts { done, total, .. }) = (name(job.state()), counts(job));
+    printable(&format!("{} {state} {done}/{total} {}x{} {prompt}", job.id, spec.width_px, spec.height_px))
 }
 
 /// What is said of an image while one waits for its job.

@@ -186,11 +186,16 @@ fn keda_scales_from_zero_to_what_the_queue_is_worth_and_back_and_an_outage_chang
     // Nothing was measured yet: a minute an image is assumed.
     assert_eq!((runtime.block_on(keda.poll()), runtime.block_on(other.poll())), (5, 5));
 
+    let told = runtime.block_on(keda.calls.get_metric_spec(keda.asking.clone())).expect("it is served").into_inner();
+    let mut streamed =
+        runtime.block_on(keda.calls.stream_metric_spec(keda.asking.clone())).expect("is served").into_inner();
+    assert_eq!(runtime.block_on(streamed.message()).expect("it is told").expect("at once"), told);
+
     // Another model's pool has nothing to do.
     other.asking.scaler_metadata.insert("models".into(), "another".into());
     assert_eq!(runtime.block_on(other.poll()), 0);
 
-    drop(pushed);
+    drop((pushed, streamed));
     let (address, listen) = (farm.url(), farm.coordinator.addresses[0].clone());
     drop(std::mem::replace(&mut farm.coordinator, Role::start(Command::new("true"), 0)));
     assert_eq!(runtime.block_on(keda.poll()), 5, "an outage scales nothing in");
