@@ -114,7 +114,7 @@ pub(crate) struct PictureArgs {
     #[arg(long, env = "FRESCO_MODEL", value_name = "DIR|NAME", default_value = "demo")]
     pub(crate) model: String,
 
-    /// Width and height in pixels, multiples of 16; memory and time grow with their product [default: the size the
+    /// Width and height in pixels, multiples of 16 up to 8192; memory and time grow with their product [default: the size the
     /// model is at its best with]
     #[arg(long, env = "FRESCO_SIZE", value_name = "WxH")]
     pub(crate) size: Option<ImageSize>,

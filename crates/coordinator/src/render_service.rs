@@ -56,7 +56,8 @@ impl RenderService for Clients {
             return Err(invalid(&convert::ConvertError::Missing { field: "spec.model" }));
         }
         if !report::is_name(&spec.model) {
-            let message = "the name of a model has 1 to 128 bytes and no control characters: see `fresco model list`";
+            let message =
+                "the name of a model has 1 to 128 bytes and no control characters: give the name of its folder";
             return Err(status(Code::InvalidArgument, "MODEL", message, Some("spec.model"), None));
         }
         if request_id.len() > LONGEST_REQUEST_ID {
