@@ -16,6 +16,7 @@
 # afterwards, and in them at /usr/share/fresco/sbom.json.
 #
 # Equal sources and an equal Rust give equal images: files have the time of the last commit, or of SOURCE_DATE_EPOCH.
+# REVISION names the sources where git cannot.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 prefix=fresco/ tag=dev binaries="" rust="" source="" tool="" images=(coordinator worker)
@@ -80,10 +81,11 @@ if [ "${build[0]}" != docker ]; then
 fi
 labels=()
 [ -z "$source" ] || labels=(--label "org.opencontainers.image.source=$source")
+revision=${REVISION:-$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown)}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 for image in "${images[@]}"; do
     "${build[@]}" "${options[@]}" "${labels[@]}" --target "$image" --tag "$prefix$image:$tag" \
-        --build-arg VERSION="$version" --build-arg REVISION="$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown)" .
+        --build-arg VERSION="$version" --build-arg REVISION="$revision" .
 done
 "${build[@]}" "${options[@]}" --target "$sbom" --tag "${prefix}sbom:$tag" --output type=local,dest=target/images .
 # Docker writes the files alone; the others leave an image of them besides.

@@ -67,7 +67,10 @@ ids() {
     done
 }
 
-# The second time in a store that is empty, so that nothing of the first is taken for it.
+# The second time in a store that is empty, so that nothing of the first is taken for it; both as of one commit, though
+# another should be made meanwhile.
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 0)
+export SOURCE_DATE_EPOCH REVISION=tried
 build
 ids >"$work/ids"
 printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/"{store,run} >"$work/storage.conf"
