@@ -169,7 +169,7 @@ draw() {
 run_checks() {
     # Of the emulated ones the shortest, which still takes a minute; a block of XL/2 would take the emulator hours.
     local split=split:: blocks=gpu::
-    [ -z "$emulated" ] || split=split::an_odd_grid blocks=gpu::small
+    [ -z "$emulated" ] || split=split::an_odd_grid blocks=gpu::values::small
     check "blocks and large operations are the CPU's" tests "$device" "$blocks" --nocapture
     check "reference values in f32" tests "$device f32" parity::
     check "ranks in one process give equal bytes" tests "$device" "$split"
