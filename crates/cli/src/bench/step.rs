@@ -7,6 +7,7 @@ use plan::{ImageSize, VaeSpec};
 
 use super::{OnArgs, decoder, mib, on_threads, roofline};
 use crate::device;
+use crate::exit::Stop;
 use crate::measure::step::{self, Stage, Stages, Work};
 use crate::terminal;
 
@@ -62,6 +63,10 @@ pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
         args.kv_ratio
     );
     let work = Work { size: args.size, steps: args.steps as usize, dit, vae };
+    let (kept, ratio) = (args.size.latent(8).tokens().compressed(args.kv_ratio as usize), args.kv_ratio);
+    if kept.rows == 0 || kept.cols == 0 {
+        return Err(Stop::Usage(format!("{} is too small for R = {ratio}: no keys would be left", args.size)).into());
+    }
     let place = device::place(args.on.device)?;
     let (stages, limits) = on_threads(&args.on, || {
         let stages = step::measure(&place, &work)?;
