@@ -15,7 +15,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 emulated='' parts='checks bench torch'
 case "${1-}" in
-    --emulated) emulated=yes parts=checks && shift ;;
+    --emulated) emulated=yes parts='emulated checks' && shift ;;
     checks | bench | whole | torch) parts=$1 && shift ;;
 esac
 device=${1:-cuda:0} bin=$(realpath -m "${BIN:-target/cuda/bin}") out=${OUT:-target/cuda/measured}
@@ -166,6 +166,27 @@ draw() {
     [ "$ranks,$others" = "$n,0" ] || { echo "$ranks of $n workers drew it, $others parts were of another number" && return 1; }
 }
 
+# Passes if a program says `words` and ends or fails as it should.
+says() {
+    local ending=$1 words=$2 status=0
+    bounded "$patience" "${@:3}" >"$work/said" 2>&1 || status=$?
+    cat "$work/said"
+    [ "$ending" = "$([ "$status" -eq 0 ] && echo ends || echo fails)" ] && grep -q -- "$words" "$work/said"
+}
+
+# What no GPU does on request: the benches at sizes for an emulator, and faults.
+run_emulated() {
+    local bench=("$bin/fresco-cuda" bench) small
+    small=(--queries 64 --keys 64 --heads 1 --runs 1 --device "$device")
+    check "a bench tells the GPU's memory" says ends "MiB beside" "${bench[@]}" attention "${small[@]}"
+    check "a picture is drawn on random weights" says ends "all of it, 1 steps" "${bench[@]}" step --size 32x32 --blocks 2 \
+        --heads 1 --kv-ratio 2 --steps 1 --decode --widths 8,8,16,16 --device "$device"
+    check "memory that is short is told by need and free" says fails "MiB more are needed, 0 MiB are free" \
+        env FRESCO_EMULATED_BYTES=65536 "${bench[@]}" attention "${small[@]}"
+    check "a GPU that is lost is told" says fails "failed at attention.*ILLEGAL_ADDRESS, code 700" \
+        env FRESCO_EMULATED_FAULT=1 "${bench[@]}" attention "${small[@]}"
+}
+
 run_checks() {
     # Of the emulated ones the shortest, which still takes a minute; a block of XL/2 would take the emulator hours.
     local split=split:: blocks=gpu::
@@ -183,21 +204,21 @@ run_checks() {
 
 run_bench() {
     local tokens ratio
-    measure device
+    measure device --roofline
     for tokens in 4096 16384 65536; do
-        measure attention --queries 65536 --keys "$tokens" --heads 16 --head-width 72
+        measure attention --queries 65536 --keys "$tokens" --heads 16 --head-width 72 --roofline
     done
     for tokens in 65536 262144; do
-        measure attention --queries "$tokens" --keys "$tokens" --heads 1 --head-width 512 --runs 2
+        measure attention --queries "$tokens" --keys "$tokens" --heads 1 --head-width 512 --runs 2 --roofline
     done
     for ratio in 1 2; do
-        measure block --tokens 65536 --kv-ratio "$ratio" --runs 3
+        measure block --tokens 65536 --kv-ratio "$ratio" --runs 3 --roofline
     done
     for size in 1024x1024 2048x2048 4096x4096; do
-        measure vae --size "$size" --runs 2
+        measure vae --size "$size" --runs 2 --roofline
     done
     for ratio in 1 2; do
-        measure step --size 4096x4096 --kv-ratio "$ratio" --steps 2 --decode
+        measure step --size 4096x4096 --kv-ratio "$ratio" --steps 2 --decode --roofline
     done
     echo "most memory in use: $(sort -n "$out/memory.txt" | tail -1) MiB" | tee -a "$out/bench.txt"
 }
@@ -205,7 +226,7 @@ run_bench() {
 run_whole() {
     local ratio most=$limit
     for ratio in 1 2; do
-        measure step --size 4096x4096 --kv-ratio "$ratio" --steps 20 --decode
+        measure step --size 4096x4096 --kv-ratio "$ratio" --steps 20 --decode --roofline
     done
 }
 
