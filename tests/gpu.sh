@@ -182,7 +182,7 @@ run_emulated() {
     check "a picture is drawn on random weights" says ends "all of it, 1 steps" "${bench[@]}" step --size 32x32 --blocks 2 \
         --heads 1 --kv-ratio 2 --steps 1 --decode --widths 8,8,16,16 --device "$device"
     check "memory that is short is told by need and free" says fails "MiB more are needed, 0 MiB are free" \
-        env FRESCO_EMULATED_BYTES=65536 "${bench[@]}" attention "${small[@]}"
+        env FRESCO_EMULATED_BYTES=32768 "${bench[@]}" attention "${small[@]}"
     check "a GPU that is lost is told" says fails "failed at attention.*ILLEGAL_ADDRESS, code 700" \
         env FRESCO_EMULATED_FAULT=1 "${bench[@]}" attention "${small[@]}"
 }

@@ -24,7 +24,7 @@ pub use attention::attention;
 pub use buffer::with_values;
 pub use conv::{Conv3x3, Halo, Shortcut, UpConv};
 #[cfg(feature = "cuda")]
-pub use cuda::device::{architecture, gpu, overwrite};
+pub use cuda::device::{architecture, explain, gpu, overwrite};
 #[cfg(feature = "cuda")]
 pub use cuda::pool::{free_bytes, peak_bytes, restart_peak};
 pub use cuda::probe::{Gpu, GpuError, find_gpu};

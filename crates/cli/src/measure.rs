@@ -63,9 +63,19 @@ fn median(seconds: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// Random values of a shape, where they are needed.
-fn noise_on(place: &Place, shape: &[usize]) -> Result<Tensor> {
-    Ok(place.take(&noise(shape)?)?)
+/// Random rows of a shape, where they are needed. A GPU gets a few thousand over and over: making tens of millions takes
+/// longer than what is measured, and how fast it computes does not depend on them.
+fn noise_on(place: &Place, shape: &[usize; 2]) -> Result<Tensor> {
+    const ENOUGH: usize = 1 << 22;
+    let [rows, width] = *shape;
+    let period = if place.device().is_cpu() { rows } else { rows.min(ENOUGH / width + 1) };
+    let some = place.take(&noise(&[period, width])?)?;
+    if period == rows {
+        return Ok(some);
+    }
+    let piece = |first: usize| some.narrow(0, 0, period.min(rows - first));
+    let pieces = (0..rows).step_by(period).map(piece).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&pieces, 0)?)
 }
 
 /// Random values of a shape.

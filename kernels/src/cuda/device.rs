@@ -93,7 +93,7 @@ pub(crate) fn number_of(tensor: &Tensor) -> Result<Number> {
 /// A tensor of f32 on the device.
 pub(crate) fn vector(values: &[f32], device: &CudaDevice) -> Result<Tensor> {
     let upload = || Tensor::from_slice(values, values.len(), &Device::Cuda(device.clone()));
-    upload().map_err(|error| if is_out_of_memory(&error) { short(device, size_of_val(values)) } else { error })
+    upload().map_err(|error| explain(error, device, size_of_val(values)))
 }
 
 /// A tensor the caller has filled by a job before anybody reads it.
@@ -110,9 +110,7 @@ pub(crate) fn room(shape: impl Into<Shape>, number: Number, device: &CudaDevice)
         })
     };
     let value_bytes = if number == Number::F32 { size_of::<f32>() } else { size_of::<bf16>() };
-    let told =
-        |error: Error| if is_out_of_memory(&error) { short(device, len.saturating_mul(value_bytes)) } else { error };
-    let storage = made().map_err(told)?;
+    let storage = made().map_err(|error| explain(error, device, len.saturating_mul(value_bytes)))?;
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
 }
 
@@ -128,13 +126,12 @@ fn answer(error: &Error) -> Option<CUresult> {
     }
 }
 
-fn is_out_of_memory(error: &Error) -> bool {
-    answer(error) == Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY)
-}
-
-/// The fault of `need_bytes` that are not there.
-fn short(device: &CudaDevice, need_bytes: usize) -> Error {
-    Error::Msg(fault::out_of_memory(need_bytes, pool::free_bytes(device).unwrap_or(0)))
+/// `error`; where memory was short for `need_bytes`, that and what is free in its place.
+pub fn explain(error: Error, device: &CudaDevice, need_bytes: usize) -> Error {
+    if answer(&error) == Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY) {
+        return Error::Msg(fault::out_of_memory(need_bytes, pool::free_bytes(device).unwrap_or(0)));
+    }
+    error
 }
 
 /// Runs `give` with the addresses of `tensors`, zero for none of them; they stay where they are until the device has done
