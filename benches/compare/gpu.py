@@ -3,6 +3,7 @@
     gpu.py [--device cuda:0] [--small] [--runs 5]
 
 One line a measurement: what, median seconds, and peak memory. --small shrinks everything, to try the script on a CPU.
+What takes more than a second is warmed up once and run twice. What matters most comes first, for whoever ends this early.
 """
 
 import argparse
@@ -22,18 +23,27 @@ def median_seconds(device, runs, work):
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    once()
-    once()
+    if once() > 1.0:
+        runs = 2
+    else:
+        once()
     return statistics.median(once() for _ in range(runs))
+
+
+def attempt(what, work):
+    """A library that is missing, a backend that cannot do it, memory that is short: said, not hidden, and no end."""
+    try:
+        return work()
+    except Exception as error:
+        print(f"{what}: not possible: {(str(error) or type(error).__name__).splitlines()[0]}", flush=True)
+        return None
 
 
 def report(device, what, runs, work):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    try:
-        seconds = median_seconds(device, runs, work)
-    except Exception as error:  # a backend that cannot do it, or memory that is short: said, not hidden
-        print(f"{what}: not possible: {str(error).splitlines()[0]}", flush=True)
+    seconds = attempt(what, lambda: median_seconds(device, runs, work))
+    if seconds is None:
         return
     peak = f", {torch.cuda.max_memory_allocated(device) >> 20} MiB" if device.type == "cuda" else ""
     print(f"{what}: {seconds:.4f} s{peak}", flush=True)
@@ -100,12 +110,18 @@ def main():
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"PyTorch {torch.__version__} on {name}", flush=True)
     shrink = 64 if arguments.small else 1
-    for keys in (65_536, 16_384, 4_096):
-        attention(device, runs, 65_536 // shrink, keys // shrink, 16, 72)
-    for tokens in (65_536, 262_144):
-        attention(device, runs, tokens // shrink, tokens // shrink, 1, 512)
-    decode(device, runs, 512 // (16 if arguments.small else 1))
-    step(device, runs, 512 // (16 if arguments.small else 1), 1 if arguments.small else 28, 300)
+    side, layers = (32, 1) if arguments.small else (512, 28)
+    cases = [("step", lambda: step(device, runs, side, layers, 300)), ("decode", lambda: decode(device, runs, side))]
+    for queries, keys, heads, width in [(65_536, keys, 16, 72) for keys in (65_536, 16_384, 4_096)] + [
+        (tokens, tokens, 1, 512) for tokens in (65_536, 262_144)
+    ]:
+        shape = (queries // shrink, keys // shrink, heads, width)
+        cases.append((f"attention {shape}", lambda shape=shape: attention(device, runs, *shape)))
+    for what, case in cases:
+        attempt(what, case)
+        if device.type == "cuda":
+            # What a case held must not count for the next one.
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -81,3 +81,8 @@ missing=$(comm -23 <(nm -D --undefined-only "$bin/fresco-cuda" | awk '$1 != "w" 
         awk '{ print $NF }' | sed 's/@.*//' | sort -u) | grep -v '^cu[A-Z]' || true)
 [ -z "$missing" ] || stop "the program looks for what no library has: $missing"
 readelf -d "$bin/fresco-cuda" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/needs \1/p'
+# What goes to the machine with the GPU: the project's files as git knows them, and the archive. tests/gpu.sh promises its size.
+carried=$({ git ls-files -z --cached --others --exclude-standard && printf 'target/cuda/fresco-gpu.tar.xz\0'; } |
+    xargs -0 stat -c %s -- 2>/dev/null | awk '{ bytes += $1 } END { print int(bytes / 1048576 + 0.999) }' || true)
+echo "to be carried: $carried MiB"
+[ "$carried" -le 64 ] || stop "the project's files and the archive are $carried MiB, over the 64 that are carried at once"

@@ -28,25 +28,46 @@ template <class T> struct Product {
     int epilogue;
 };
 
-// The value of tap·channels + channel `k` for pixel (y, x) of the small picture.
-template <class T> __device__ inline float tap_value(const Product<T>& op, int phase, i64 y, int x, int k) {
-    int channel = k;
+// Where the channels of `tap` around pixel (y, x) of the small picture lie; none for zeros.
+template <class T> __device__ inline const T* tap_at(const Product<T>& op, int phase, i64 y, int x, int tap) {
     if (op.taps > 1) {
-        const int tap = k / op.channels;
-        channel = k - tap * op.channels;
         const int side = op.taps == 9 ? 3 : 2;
         y += tap / side - 1;
         x += tap % side - 1;
         if (op.taps == 4) y += phase / 2, x += phase % 2;
-        if (x < 0 || x >= op.cols) return 0.0f;
+        if (x < 0 || x >= op.cols) return nullptr;
     }
     const T* row = op.x + (y * op.cols) * op.channels;
     if (y < 0) row = op.above;
     if (y >= op.rows) row = op.below;
-    if (!row) return 0.0f;
-    float value = to_f32(row[(i64)x * op.channels + channel]);
-    if (op.scale) value = silu(fmaf(value, op.scale[channel], op.shift[channel]));
-    return value;
+    return row ? row + (i64)x * op.channels : nullptr;
+}
+
+template <class T> __device__ inline float normed(const Product<T>& op, T x, int channel) {
+    const float value = to_f32(x);
+    return op.scale ? silu(fmaf(value, op.scale[channel], op.shift[channel])) : value;
+}
+
+// The value of tap·channels + channel `k` for pixel (y, x) of the small picture.
+template <class T> __device__ inline float tap_value(const Product<T>& op, int phase, i64 y, int x, int k) {
+    const int tap = op.taps > 1 ? k / op.channels : 0, channel = k - tap * op.channels;
+    const T* at = tap_at(op, phase, y, x, tap);
+    return at ? normed(op, at[channel], channel) : 0.0f;
+}
+
+// The eight values from `k` on, which lie in one tap and are aligned: where they lie is worked out once.
+__device__ inline void copy_eight(const Product<bf16>& op, int phase, i64 y, int x, int k, bf16* to) {
+    const int tap = op.taps > 1 ? k / op.channels : 0, channel = k - tap * op.channels;
+    const bf16* at = tap_at(op, phase, y, x, tap);
+    const uint4 zeros = {0, 0, 0, 0}, read = at ? *(const uint4*)(at + channel) : zeros;
+    u32 pairs[4] = {read.x, read.y, read.z, read.w};
+    if (at && op.scale)
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const bf16 low = {(unsigned short)pairs[i]}, high = {(unsigned short)(pairs[i] >> 16)};
+            pairs[i] = pack(normed(op, low, channel + 2 * i), normed(op, high, channel + 2 * i + 1));
+        }
+    *(uint4*)to = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
 }
 
 template <class T> __device__ inline void finish(const Product<T>& op, int phase, i64 pixel, int col, float sum) {
@@ -131,8 +152,8 @@ extern "C" __global__ void __launch_bounds__(256) product_bf16(Product<bf16> op)
             bf16* to_a = a + line * LINE + term;
             bf16* to_b = b + line * LINE + term;
             const bf16* weight = op.weight + ((i64)phase * op.outputs + col) * k_all + from;
-            if (by_eight && op.taps == 1 && !op.scale && pixel < n_pixels && from < k_all)
-                *(uint4*)to_a = *(const uint4*)(op.x + pixel * k_all + from);
+            if (by_eight && pixel < n_pixels && from < k_all)
+                copy_eight(op, phase, y, x, from, to_a);
             else
                 #pragma unroll
                 for (int i = 0; i < 8; i++) {

@@ -6,9 +6,13 @@
 #[cfg(feature = "cuda")]
 pub(crate) mod device;
 #[cfg(any(test, feature = "cuda"))]
+pub(crate) mod fault;
+#[cfg(any(test, feature = "cuda"))]
 pub(crate) mod job;
 #[cfg(feature = "cuda")]
 pub(crate) mod ops;
+#[cfg(feature = "cuda")]
+pub(crate) mod pool;
 pub(crate) mod probe;
 
 #[cfg(test)]

@@ -24,7 +24,9 @@ pub use attention::attention;
 pub use buffer::with_values;
 pub use conv::{Conv3x3, Halo, Shortcut, UpConv};
 #[cfg(feature = "cuda")]
-pub use cuda::device::{architecture, free_bytes, gpu};
+pub use cuda::device::{architecture, explain, gpu, overwrite};
+#[cfg(feature = "cuda")]
+pub use cuda::pool::{free_bytes, peak_bytes, restart_peak};
 pub use cuda::probe::{Gpu, GpuError, find_gpu};
 pub use finite::{all_finite, is_finite};
 pub use group_norm::{ChannelAffine, Moments, affine_of, apply, moments};

@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// The folder of the workspace's manifest.
+/// The folder of the workspace's manifest: the one these tests were built in, or `FRESCO_REPO` where they were carried to
+/// another machine.
 pub fn repo_root() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    std::env::var_os("FRESCO_REPO")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/..")), PathBuf::from)
 }
 
 /// Every Rust file of the project with its path from the root, in order. Build outputs, hidden folders and data are

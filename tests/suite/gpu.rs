@@ -1,7 +1,10 @@
 //! Where the tests of whole renders compute: on the CPU, or on the GPU that `FRESCO_TEST_DEVICE` names (`cuda:0`, or
 //! `cuda:0 f32`) when the tests are built with the feature `cuda`. And what is asked of a GPU alone.
 
+use candle_core::Tensor;
 use model::Place;
+
+mod values;
 
 /// The place asked for.
 pub(crate) fn place() -> Place {
@@ -25,6 +28,14 @@ fn on_gpu(asked: &str) -> Place {
     if dtype == "f32" { place.in_f32() } else { place }
 }
 
+/// Random values on the CPU.
+fn noise(shape: &[usize], seed: u64) -> Tensor {
+    let len: usize = shape.iter().product();
+    let latent = plan::LatentSize { rows: 1, cols: len.div_ceil(4).max(4) };
+    let values = model::noise::initial(seed, latent).and_then(|noise| noise.flatten_all()?.narrow(0, 0, len));
+    values.and_then(|values| values.reshape(shape)).expect("noise of that shape")
+}
+
 #[cfg(feature = "cuda")]
 mod blocks {
     use candle_core::{DType, Tensor};
@@ -34,14 +45,7 @@ mod blocks {
     use model::weights::{Weights, random};
     use plan::{DitSpec, KvCompress, LayerIdx};
 
-    use super::place;
-
-    fn noise(shape: &[usize], seed: u64) -> Tensor {
-        let len: usize = shape.iter().product();
-        let latent = plan::LatentSize { rows: 1, cols: len.div_ceil(4).max(4) };
-        let values = model::noise::initial(seed, latent).and_then(|noise| noise.flatten_all()?.narrow(0, 0, len));
-        values.and_then(|values| values.reshape(shape)).expect("noise of that shape")
-    }
+    use super::{noise, place};
 
     /// A block of XL/2 on `place`, on the same input wherever it is.
     fn run(place: &model::Place, ratio: usize, (rows, cols): (usize, usize)) -> Tensor {

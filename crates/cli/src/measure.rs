@@ -2,14 +2,18 @@
 //!
 //! Leaves out how results are shown. Every measurement warms up once, which is not counted.
 
+mod flop;
 pub(crate) mod link;
+mod memory;
+pub(crate) mod roofline;
 pub(crate) mod scale;
+pub(crate) mod step;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use kernels::{Epilogue, Linear};
 use model::Place;
 use model::dit::{self, block::Block};
@@ -17,9 +21,6 @@ use model::seam::{WholePicture, WholeSequence};
 use model::vae::{self, Decoder};
 use model::weights::{Weights, random};
 use plan::{DitSpec, ImageSize, KvCompress, LatentSize, LayerIdx, VaeSpec};
-
-/// Tokens of the caption a block attends to.
-const CAPTION_TOKENS: usize = 300;
 
 /// Seconds of each run, and the arithmetic one run does.
 #[derive(Debug, Clone)]
@@ -39,29 +40,42 @@ impl Measurement {
             Ok::<_, anyhow::Error>(place.wait()?)
         };
         run()?;
-        // A GPU's memory is not this process's.
-        let before = place.device().is_cpu().then(memory::restart_peak).flatten();
+        let before = memory::restart_peak(place);
         let mut seconds = Vec::with_capacity(runs);
         for _ in 0..runs {
             let start = Instant::now();
             run()?;
             seconds.push(start.elapsed().as_secs_f64());
         }
-        let peak_bytes = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
+        let peak_bytes = before.and_then(|before| Some(memory::peak(place)?.saturating_sub(before)));
         Ok(Self { seconds, flop, peak_bytes })
     }
 
     /// Middle of the runs.
     pub(crate) fn median(&self) -> f64 {
-        let mut sorted = self.seconds.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
+        median(&self.seconds)
     }
 }
 
-/// Random values of a shape, where they are needed.
-fn noise_on(place: &Place, shape: &[usize]) -> Result<Tensor> {
-    Ok(place.take(&noise(shape)?)?)
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// Random rows of a shape, where they are needed. A GPU gets a few thousand over and over: making tens of millions takes
+/// longer than what is measured, and how fast it computes does not depend on them.
+fn noise_on(place: &Place, shape: &[usize; 2]) -> Result<Tensor> {
+    const ENOUGH: usize = 1 << 22;
+    let [rows, width] = *shape;
+    let period = if place.device().is_cpu() { rows } else { rows.min(ENOUGH / width + 1) };
+    let some = place.take(&noise(&[period, width])?)?;
+    if period == rows {
+        return Ok(some);
+    }
+    let piece = |first: usize| some.narrow(0, 0, period.min(rows - first));
+    let pieces = (0..rows).step_by(period).map(piece).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&pieces, 0)?)
 }
 
 /// Random values of a shape.
@@ -98,9 +112,12 @@ pub(crate) fn linear(place: &Place, rows: usize, inputs: usize, outputs: usize, 
 /// A copy of `bytes` bytes, on a CPU shared among all threads; read and written bytes over seconds is the bandwidth.
 pub(crate) fn copy(place: &Place, bytes: usize, runs: usize) -> Result<Measurement> {
     use rayon::prelude::*;
+    #[cfg(feature = "cuda")]
     if !place.device().is_cpu() {
-        let from = Tensor::zeros(bytes / 4, DType::F32, place.device())?;
-        return Measurement::of(place, runs, 0.0, || Ok(from.copy().map(drop)?));
+        // Into memory that is there: mapping new memory is not what is measured.
+        let made = || Tensor::zeros(bytes / 4, candle_core::DType::F32, place.device());
+        let (from, to) = (made()?, made()?);
+        return Measurement::of(place, runs, 0.0, || Ok(kernels::overwrite(&to, &from)?));
     }
     let from = vec![1f32; bytes / 4];
     let mut to = vec![0f32; bytes / 4];
@@ -137,34 +154,23 @@ pub(crate) fn block(
     let width = spec.width();
     let x = noise_on(place, &[tokens, width])?;
     let modulation = noise(&[6 * width])?.to_vec1::<f32>()?;
-    let caption = block.caption_keys(&noise_on(place, &[CAPTION_TOKENS, width])?)?;
-    let keys = (rows / kv_ratio) * (cols / kv_ratio);
-    // Eight projections' worth in attention and MLP, two in cross-attention, and the two attentions.
-    let flop = 28.0 * tokens as f64 * (width * width) as f64
-        + 4.0 * tokens as f64 * (keys + CAPTION_TOKENS) as f64 * width as f64;
+    let caption = block.caption_keys(&noise_on(place, &[flop::CAPTION_TOKENS, width])?)?;
+    let flop = flop::block(tokens, (rows / kv_ratio) * (cols / kv_ratio), width);
     Measurement::of(place, runs, flop, || {
         Ok(block.forward(&x, cols, &modulation, &caption, &mut WholeSequence).map(drop)?)
     })
 }
 
-/// A decode to a picture of `size`, with a decoder of these level widths.
-pub(crate) fn decode(
-    place: &Place,
-    size: ImageSize,
-    widths: &[usize],
-    layers_per_block: usize,
-    groups: usize,
-    runs: usize,
-) -> Result<Measurement> {
-    let spec = VaeSpec::sdxl_family(widths, layers_per_block, groups);
-    let manifest: Vec<_> = vae::manifest(&spec).into_iter().map(|(names, shape)| (names[0].clone(), shape)).collect();
+/// A decode to a picture of `size`.
+pub(crate) fn decode(place: &Place, size: ImageSize, spec: &VaeSpec, runs: usize) -> Result<Measurement> {
+    let manifest: Vec<_> = vae::manifest(spec).into_iter().map(|(names, shape)| (names[0].clone(), shape)).collect();
     let (_dir, weights) = random_weights(&manifest)?;
     let weights = weights.on(place.clone());
-    let decoder = Decoder::load(&spec, &weights)?;
+    let decoder = Decoder::load(spec, &weights)?;
     drop(weights);
     let latent = size.latent(spec.factor());
     let latents = noise(&[4, latent.rows, latent.cols])?;
-    Measurement::of(place, runs, 0.0, || {
+    Measurement::of(place, runs, flop::decode(spec, latent), || {
         let pixels = decoder.decode(&latents, &mut WholePicture, &mut |_| ControlFlow::Continue(()))?;
         drop(pixels);
         Ok(())
@@ -176,25 +182,4 @@ fn random_weights(manifest: &[(String, Vec<usize>)]) -> Result<(tempfile::TempDi
     random::write(dir.path(), manifest, 1).context("write random weights")?;
     let weights = Weights::open(dir.path(), "bench").map_err(|faults| anyhow::anyhow!(faults.join("; ")))?;
     Ok((dir, weights))
-}
-
-/// This process's memory, as Linux tells it.
-mod memory {
-    /// Begins a new peak; gives what is in use now.
-    pub(super) fn restart_peak() -> Option<u64> {
-        // `5` resets the peak and nothing else (proc(5)).
-        std::fs::write("/proc/self/clear_refs", "5").ok()?;
-        field("VmRSS:")
-    }
-
-    /// The most in use since the last restart.
-    pub(super) fn peak() -> Option<u64> {
-        field("VmHWM:")
-    }
-
-    fn field(name: &str) -> Option<u64> {
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
-    }
 }

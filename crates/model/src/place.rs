@@ -46,7 +46,14 @@ impl Place {
     /// # Errors
     /// If memory is short.
     pub fn take(&self, x: &Tensor) -> Result<Tensor> {
-        x.to_dtype(self.dtype)?.to_device(&self.device)
+        let x = x.to_dtype(self.dtype)?;
+        let taken = x.to_device(&self.device);
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(gpu) = &self.device {
+            let need_bytes = x.elem_count() * self.dtype.size_in_bytes();
+            return taken.map_err(|error| kernels::explain(error, gpu, need_bytes));
+        }
+        taken
     }
 
     /// Bytes of a value.

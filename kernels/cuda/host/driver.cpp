@@ -1,6 +1,9 @@
 // A driver for tests: libcuda.so.1 with one GPU that is this CPU, in an emulator. With it the program for GPUs runs from end
-// to end on any machine, slowly; README.md beside it says how. Fresh memory holds no numbers; our kernels run as they are,
+// to end on any machine, slowly; tests/gpu.sh --emulated does so. Fresh memory holds no numbers; our kernels run as they are,
 // and of candle's those that copy, which are all that fresco uses.
+//
+// FRESCO_EMULATED_FAULT=N loses the GPU at the Nth launch, as an illegal address does: that one and all behind it fail.
+// FRESCO_EMULATED_BYTES=N is how much memory it has (8 GiB).
 #include "emulate.cpp"
 
 #include <map>
@@ -9,15 +12,25 @@
 #include <string>
 
 namespace {
-const int OK = 0, NOT_FOUND = 500, INVALID = 1;
+const int OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700;
 const int MAJOR = 75, MINOR = 76, POOLS = 115;
 std::mutex one_at_a_time;
 std::set<std::string> names;
 // Where each piece of memory ends.
 std::map<char*, size_t> memory;
+size_t used = 0, most_used = 0;
+
+size_t number(const char* variable, size_t otherwise) {
+    const char* text = getenv(variable);
+    return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+const size_t ALL = number("FRESCO_EMULATED_BYTES", (size_t)8 << 30);
+size_t until_lost = number("FRESCO_EMULATED_FAULT", (size_t)-1);
 
 int allocate(void** to, size_t n) {
     const std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (n > ALL - used) return OUT_OF_MEMORY;
+    used += n, most_used = std::max(most_used, used);
     char* at = (char*)aligned_alloc(256, (n + 511) / 256 * 256);
     memset(at, 0xff, n);
     memory[at] = n;
@@ -27,7 +40,10 @@ int allocate(void** to, size_t n) {
 
 int release(void* at) {
     const std::lock_guard<std::mutex> lock(one_at_a_time);
-    if (!memory.erase((char*)at)) return INVALID;
+    const auto piece = memory.find((char*)at);
+    if (piece == memory.end()) return INVALID;
+    used -= piece->second;
+    memory.erase(piece);
     free(at);
     return OK;
 }
@@ -42,6 +58,7 @@ bool holds(const void* at, size_t n) {
 
 int copy(void* to, const void* from, size_t n, bool to_device, bool from_device) {
     const std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (until_lost == 0) return ILLEGAL_ADDRESS;
     if ((to_device && !holds(to, n)) || (from_device && !holds(from, n))) return INVALID;
     memmove(to, from, n);
     return OK;
@@ -76,7 +93,7 @@ int cuDriverGetVersion(int* version) { return *version = 13000, OK; }
 int cuDeviceGetCount(int* n) { return *n = 1, OK; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? OK : 101; }
 int cuDeviceGetName(char* name, int n, int) { return snprintf(name, n, "emulator"), OK; }
-int cuDeviceTotalMem_v2(size_t* n, int) { return *n = (size_t)8 << 30, OK; }
+int cuDeviceTotalMem_v2(size_t* n, int) { return *n = ALL, OK; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     *value = attribute == MAJOR ? 9 : attribute == MINOR ? 0 : attribute == POOLS ? 1 : 0;
     return OK;
@@ -86,10 +103,10 @@ int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 int cuCtxGetCurrent(void** context) { return *context = (void*)1, OK; }
 int cuCtxSetCurrent(void*) { return OK; }
 int cuCtxDestroy_v2(void*) { return OK; }
-int cuCtxSynchronize() { return OK; }
+int cuCtxSynchronize() { return until_lost ? OK : ILLEGAL_ADDRESS; }
 int cuStreamCreate(void** stream, unsigned) { return *stream = (void*)2, OK; }
 int cuStreamDestroy_v2(void*) { return OK; }
-int cuStreamSynchronize(void*) { return OK; }
+int cuStreamSynchronize(void*) { return until_lost ? OK : ILLEGAL_ADDRESS; }
 int cuStreamWaitEvent(void*, void*, unsigned) { return OK; }
 int cuStreamIsCapturing(void*, int* status) { return *status = 0, OK; }
 int cuEventCreate(void** event, unsigned) { return *event = (void*)3, OK; }
@@ -99,7 +116,20 @@ int cuMemAllocAsync(void** at, size_t n, void*) { return allocate(at, n); }
 int cuMemAlloc_v2(void** at, size_t n) { return allocate(at, n); }
 int cuMemFreeAsync(void* at, void*) { return release(at); }
 int cuMemFree_v2(void* at) { return release(at); }
-int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) { return *total = (size_t)8 << 30, *free_bytes = (size_t)6 << 30, OK; }
+int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) { return *total = ALL, *free_bytes = ALL - used, OK; }
+int cuDeviceGetMemPool(void** pool, int) { return *pool = (void*)7, OK; }
+// 4 is what a pool may keep, 5 what it has, 7 and 8 what of that is in use and was at most.
+int cuMemPoolSetAttribute(void*, int attribute, unsigned long long* value) {
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (attribute == 4) return OK;
+    if (attribute != 8 || *value != 0) return INVALID;
+    return most_used = used, OK;
+}
+int cuMemPoolGetAttribute(void*, int attribute, unsigned long long* value) {
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (attribute != 5 && attribute != 7 && attribute != 8) return INVALID;
+    return *value = attribute == 8 ? most_used : used, OK;
+}
 int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t n, void*) { return copy(to, from, n, true, false); }
 int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t n, void*) { return copy(to, from, n, false, true); }
 int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t n, void*) { return copy(to, from, n, true, true); }
@@ -121,6 +151,7 @@ int cuGetErrorString(int, const char** text) { return *text = "the emulated driv
 int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
                    unsigned shared_bytes, void*, void** parameters, void**) {
     const std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (until_lost == 0 || --until_lost == 0) return ILLEGAL_ADDRESS;
     const std::string name = (const char*)function;
     if (name == "ucopy_f32") return strided_copy<u32>(parameters), OK;
     if (name == "ucopy_bf16") return strided_copy<unsigned short>(parameters), OK;

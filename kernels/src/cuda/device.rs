@@ -1,16 +1,18 @@
 //! Jobs on a device: memory is candle's tensors, and one stream keeps the order in which work was given.
 
 use candle_core::backend::BackendDevice;
-use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtod_async;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUfunction_attribute, CUresult};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::{CudaError, WrapErr};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
 use super::job::{
     Address, Affine, Attention, Compression, Finite, Job, Modulation, MomentsOf, Number, Parameters, Product,
 };
+use super::{fault, pool};
 
 /// Compiled by build.rs.
 const MODULES: [(&str, &str); 4] = [
@@ -55,7 +57,11 @@ const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 /// # Errors
 /// If there is no such GPU, or its libraries are missing.
 pub fn gpu(ordinal: usize) -> Result<Device> {
-    Device::new_cuda_with_stream(ordinal)
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    if let Device::Cuda(gpu) = &device {
+        pool::keep(gpu)?;
+    }
+    Ok(device)
 }
 
 /// The architecture's name, such as `sm_90`.
@@ -65,14 +71,6 @@ pub fn gpu(ordinal: usize) -> Result<Device> {
 pub fn architecture(device: &CudaDevice) -> Result<String> {
     let (major, minor) = device.cuda_stream().context().compute_capability().w()?;
     Ok(format!("sm_{major}{minor}"))
-}
-
-/// Memory of the GPU nobody uses.
-///
-/// # Errors
-/// If the GPU does not answer.
-pub fn free_bytes(device: &CudaDevice) -> Result<usize> {
-    Ok(device.cuda_stream().context().mem_get_info().w()?.0)
 }
 
 /// The GPU `tensor` lies on, if it does.
@@ -94,21 +92,46 @@ pub(crate) fn number_of(tensor: &Tensor) -> Result<Number> {
 
 /// A tensor of f32 on the device.
 pub(crate) fn vector(values: &[f32], device: &CudaDevice) -> Result<Tensor> {
-    Tensor::from_slice(values, values.len(), &Device::Cuda(device.clone()))
+    let upload = || Tensor::from_slice(values, values.len(), &Device::Cuda(device.clone()));
+    upload().map_err(|error| explain(error, device, size_of_val(values)))
 }
 
 /// A tensor the caller has filled by a job before anybody reads it.
 pub(crate) fn room(shape: impl Into<Shape>, number: Number, device: &CudaDevice) -> Result<Tensor> {
     let shape = shape.into();
     let len = shape.elem_count();
-    // SAFETY: bits of any kind are numbers of these types, and the caller's job writes all of them.
-    let storage = unsafe {
-        match number {
-            Number::F32 => CudaStorage::wrap_cuda_slice(device.alloc::<f32>(len)?, device.clone()),
-            Number::Bf16 => CudaStorage::wrap_cuda_slice(device.alloc::<bf16>(len)?, device.clone()),
-        }
+    let made = || {
+        // SAFETY: bits of any kind are numbers of these types, and the caller's job writes all of them.
+        Ok(unsafe {
+            match number {
+                Number::F32 => CudaStorage::wrap_cuda_slice(device.alloc::<f32>(len)?, device.clone()),
+                Number::Bf16 => CudaStorage::wrap_cuda_slice(device.alloc::<bf16>(len)?, device.clone()),
+            }
+        })
     };
+    let value_bytes = if number == Number::F32 { size_of::<f32>() } else { size_of::<bf16>() };
+    let storage = made().map_err(|error| explain(error, device, len.saturating_mul(value_bytes)))?;
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+}
+
+/// What the driver answered, if `error` is its answer.
+fn answer(error: &Error) -> Option<CUresult> {
+    match error {
+        Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } => answer(inner),
+        Error::Cuda(inner) => match inner.downcast_ref::<CudaError>() {
+            Some(CudaError::Cuda(answer) | CudaError::Load { cuda: answer, .. }) => Some(answer.0),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// `error`; where memory was short for `need_bytes`, that and what is free in its place.
+pub fn explain(error: Error, device: &CudaDevice, need_bytes: usize) -> Error {
+    if answer(&error) == Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY) {
+        return Error::Msg(fault::out_of_memory(need_bytes, pool::free_bytes(device).unwrap_or(0)));
+    }
+    error
 }
 
 /// Runs `give` with the addresses of `tensors`, zero for none of them; they stay where they are until the device has done
@@ -162,6 +185,27 @@ impl DtypeOf for CudaStorage {
     }
 }
 
+/// Writes the values of `from` over those of `to`, both whole tensors on one GPU.
+///
+/// # Errors
+/// If they differ in shape or type, share memory, or lie elsewhere.
+pub fn overwrite(to: &Tensor, from: &Tensor) -> Result<()> {
+    let Some(device) = on_gpu(from) else { bail!("expected a tensor on the gpu") };
+    if to.shape() != from.shape() || to.dtype() != from.dtype() {
+        bail!("{:?} of {:?} cannot be written over {:?} of {:?}", from.dtype(), from.dims(), to.dtype(), to.dims());
+    }
+    let n_bytes = from.elem_count() * from.dtype().size_in_bytes();
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    with_addresses(&device, [Some(to), Some(from)], |[to, from]| {
+        if to.abs_diff(from) < n_bytes as Address {
+            bail!("values cannot be written over themselves");
+        }
+        // SAFETY: both are pieces of the device's memory of this many bytes, apart, and held until the copy is given.
+        unsafe { memcpy_dtod_async(to, from, n_bytes, stream.cu_stream()) }.w()
+    })
+}
+
 /// Gives `device` a job.
 ///
 /// # Safety
@@ -173,15 +217,22 @@ pub(crate) unsafe fn run<P: Parameters + DeviceRepr>(
 ) -> Result<()> {
     let Job { kernel, blocks: [x, y, z], threads, shared_bytes } = parameters.job(number);
     let (module, ptx) = module_of(&kernel);
-    let function = device.get_or_load_custom_func(&kernel, module, ptx)?;
+    let told = |error: Error| match answer(&error) {
+        Some(code) => {
+            let architecture = architecture(device).unwrap_or_else(|_| "unknown".into());
+            Error::Msg(fault::at_launch(&kernel, &architecture, code))
+        }
+        None => error,
+    };
+    let function = device.get_or_load_custom_func(&kernel, module, ptx).map_err(told)?;
     if shared_bytes > DEFAULT_SHARED_BYTES {
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        function.set_attribute(attribute, shared_bytes as i32).w()?;
+        function.set_attribute(attribute, shared_bytes as i32).w().map_err(told)?;
     }
     let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes: shared_bytes };
     let mut launch = function.builder();
     launch.arg(parameters);
     // SAFETY: the kernel takes one struct, this one; the rest is the caller's.
-    unsafe { launch.launch(config) }.w()?;
+    unsafe { launch.launch(config) }.w().map_err(told)?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod bad_model;
+mod bench;
 mod desk;
 mod doctor;
 mod farm;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
 use crate::noise::randn;
 
@@ -14,8 +15,8 @@ use crate::noise::randn;
 /// # Errors
 /// If the file cannot be written.
 pub fn write(dir: &Path, manifest: &[(String, Vec<usize>)], seed: u64) -> candle_core::Result<()> {
-    let mut tensors = HashMap::new();
-    for (idx, (name, shape)) in manifest.iter().enumerate() {
+    // XL/2 has 600 million values: each tensor has a seed of its own, so threads share them.
+    let one = |(idx, (name, shape)): (usize, &(String, Vec<usize>))| {
         let len: usize = shape.iter().product();
         let fan_in: usize = shape.iter().skip(1).product();
         let is_norm = shape.len() == 1 && name.contains("norm") && name.ends_with("weight");
@@ -28,7 +29,8 @@ pub fn write(dir: &Path, manifest: &[(String, Vec<usize>)], seed: u64) -> candle
         let mut values = randn(seed.wrapping_mul(1_000_003).wrapping_add(idx as u64), len.max(16));
         values.truncate(len);
         values.iter_mut().for_each(|value| *value = mean + scale * *value);
-        tensors.insert(name.clone(), Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?);
-    }
+        Ok((name.clone(), Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?))
+    };
+    let tensors = manifest.par_iter().enumerate().map(one).collect::<candle_core::Result<HashMap<_, _>>>()?;
     candle_core::safetensors::save(&tensors, dir.join("model.safetensors"))
 }

@@ -16,7 +16,8 @@ use plan::{Branch, DitSpec, Epoch, Exchange, Rank, RowRange, StepIdx};
 use rayon::ThreadPool;
 
 use super::{Ports, Scale, Shared, Way, at_once, in_turn, one_thread};
-use crate::measure::{CAPTION_TOKENS, noise, random_weights};
+use crate::measure::flop::CAPTION_TOKENS;
+use crate::measure::{noise, random_weights};
 
 /// Values a prediction has for each token: four channels of 2×2 cells.
 const PREDICTED: usize = 16;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use fabric::Fabric;
+use model::Place;
 use plan::{Epoch, ImageSize, Rank};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -135,12 +136,13 @@ pub(crate) fn run(size: ImageSize, part: Part) -> Result<()> {
             (Some(fabric), Some(port))
         }
     };
-    let resting_bytes = memory::restart_peak().context("this system does not tell a process's peak memory")?;
+    let resting_bytes =
+        memory::restart_peak(&Place::default()).context("this system does not tell a process's peak memory")?;
     let pixels = match &fabric {
         None => decode.whole(&pool)?,
         Some(fabric) => decode.share(usize::from(part == Part::Lower), &pool, &**fabric)?.0,
     };
-    let peak_bytes = memory::peak().context("this system does not tell a process's peak memory")?;
+    let peak_bytes = memory::peak(&Place::default()).context("this system does not tell a process's peak memory")?;
     let halves = match part {
         Part::Whole => {
             let (rows, middle) = (pixels.dim(0)?, decode.first_pixel_row_of_lower());
