@@ -36,7 +36,7 @@ that before fresco/fresco.toml in your configuration folder. A table is named af
   size = \"256x256\"
 
 FRESCO_MODELS names folders in which models are looked for by name, FRESCO_LOG=debug shows what happens.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 job failed, 5 job partly failed, 6 cancelled, \
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 job failed, 5 job partly failed or not over, 6 cancelled, \
 9 unavailable or timed out, 130 interrupted.";
 
 /// Draws pictures from text with PixArt-Σ, on this machine's CPU or on a farm of workers.

@@ -6,6 +6,7 @@
 mod call;
 mod show;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -66,12 +67,14 @@ pub(crate) fn wait(args: &JobArgs) -> anyhow::Result<Outcome> {
 }
 
 async fn wait_for(client: &mut Client, id: &str, json: bool) -> anyhow::Result<Outcome> {
-    let mut said = String::new();
+    let mut said = BTreeMap::new();
     let watched = client.watch(id, 0, |event| {
         // What an image waits for, or why it is tried again.
-        if let Some(image) = event.image.as_ref().filter(|image| !image.message.is_empty() && image.message != said) {
+        if let Some(image) = &event.image
+            && said.insert(image.index, image.message.clone()).unwrap_or_default() != image.message
+            && !image.message.is_empty()
+        {
             terminal::note(&show::image_note(image));
-            said.clone_from(&image.message);
         }
         ControlFlow::Continue(())
     });
@@ -216,7 +219,7 @@ pub(crate) fn download(args: &DownloadArgs) -> anyhow::Result<Outcome> {
             let n_images = job.images.len();
             terminal::note(&format!("{n_open} of {n_images} pictures are still to come: `fresco wait {id}`"));
         }
-        Ok(if done.len() + n_open == job.images.len() { Outcome::Done } else { Outcome::JobPartlyFailed })
+        Ok(if done.len() == job.images.len() { Outcome::Done } else { Outcome::JobPartlyFailed })
     })
 }
 

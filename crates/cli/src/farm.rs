@@ -57,6 +57,12 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
             terminal::note(&format!("metrics on http://{}/metrics", told.address));
             told.health.ready(true).await;
         }
+        if args.listen.ip().is_unspecified() && args.workers > 0 {
+            terminal::note(
+                "workers of other machines share no picture with those in here: for that, --listen at an address of \
+                 this machine that they know",
+            );
+        }
         let shutdown = on_signals()?;
         let own = Own { offered, port, metrics, noise: None };
         let mut workers = start_workers(address, args.workers, threads, &own, &shutdown)?;

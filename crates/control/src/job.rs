@@ -73,6 +73,9 @@ pub struct Image {
     pub n_losses: u32,
     /// Values that were not finite, so far.
     pub n_not_finite: u32,
+    /// Workers whose program went wrong at it, so far.
+    #[serde(default)]
+    pub n_bugs: u32,
     /// Stops to split it anew by speed, so far.
     pub n_resplits: u32,
     /// Whom to spare it, if there are others.
@@ -145,6 +148,7 @@ impl Image {
             n_failures: 0,
             n_losses: 0,
             n_not_finite: 0,
+            n_bugs: 0,
             n_resplits: 0,
             avoid: BTreeSet::new(),
             not_before: Millis(0),

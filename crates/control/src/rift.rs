@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 
 use plan::{Millis, WorkerId};
 
+/// With so many others behind rifts it is the worker that cannot be reached, or reaches nobody: it works alone.
+const MOST_RIFTS: usize = 3;
+
 /// Every such pair, the lesser name first, and until when it is kept apart.
 #[derive(Debug, Default)]
 pub(crate) struct Rifts(BTreeMap<(WorkerId, WorkerId), Millis>);
@@ -24,7 +27,14 @@ impl Rifts {
     /// Whether something is between a worker and any of `others`.
     pub(crate) fn part(&self, worker: &WorkerId, others: &[WorkerId], now: Millis) -> bool {
         let until = |other: &WorkerId| self.0.get(&in_order(worker.clone(), other.clone()));
-        !self.0.is_empty() && others.iter().filter_map(until).any(|until| *until > now)
+        !self.0.is_empty()
+            && (others.iter().filter_map(until).any(|until| *until > now)
+                || others.iter().chain([worker]).any(|one| self.is_alone(one, now)))
+    }
+
+    fn is_alone(&self, worker: &WorkerId, now: Millis) -> bool {
+        let is_its = |((a, b), until): &(&(WorkerId, WorkerId), &Millis)| (a == worker || b == worker) && **until > now;
+        self.0.iter().filter(is_its).count() >= MOST_RIFTS
     }
 }
 

@@ -8,9 +8,8 @@ use std::time::Duration;
 use plan::Millis;
 use tokio::time::Instant;
 
-/// Of a lease: what was due that long ago was missed by the clock, and not by those it is about.
-const LATE_SHARE: u32 = 10;
-/// Of a lease: how long connections have to be heard after a stop.
+/// Of a lease: how long connections have to be heard after a stop. What was due longer ago than that was missed by the
+/// clock, and not by those it is about.
 const GRACE_SHARE: u32 = 3;
 
 pub(crate) struct Clock {
@@ -51,10 +50,10 @@ impl Clock {
     pub(crate) fn heed_stop(&mut self, due: Option<Millis>, now: Instant) {
         let Some(due) = due else { return };
         let late = now.saturating_duration_since(self.moment(due));
-        if late <= self.lease / LATE_SHARE || self.put_off == Some(due) {
+        let grace = self.lease / GRACE_SHARE;
+        if late <= grace || self.put_off == Some(due) {
             return;
         }
-        let grace = self.lease / GRACE_SHARE;
         self.put_off = Some(due);
         self.grace_until = Some(now + grace);
         self.stopped += late + grace;

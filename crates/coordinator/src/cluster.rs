@@ -101,7 +101,7 @@ impl ClusterService for Members {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let from = request.remote_addr();
+        let from = request.remote_addr().map(|remote| report::Origin::new(remote, request.local_addr()));
         let mut reports = request.into_inner();
         let first = tokio::time::timeout(JOIN_WITHIN, reports.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("a session begins with a join"))??;

@@ -1,6 +1,6 @@
 //! What a worker says of itself and its work, checked: what is kept of it is bounded, and what makes no sense is dropped.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use control::{ArtifactRef, Hello, Input, Running, SessionId};
 use plan::{Epoch, ModelFacts, Rank, WorkerId};
@@ -16,8 +16,24 @@ const LONGEST_TEXT_BYTES: usize = 512;
 const LONGEST_MESSAGE_BYTES: usize = 2048;
 const MOST_MODELS: usize = 256;
 
+/// Where a session comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    ip: IpAddr,
+    /// It is this machine, by whichever of its addresses.
+    is_here: bool,
+}
+
+impl Origin {
+    /// Of a connection between these two.
+    pub(crate) fn new(remote: SocketAddr, local: Option<SocketAddr>) -> Self {
+        let ip = remote.ip().to_canonical();
+        Self { ip, is_here: ip.is_loopback() || local.is_some_and(|local| local.ip().to_canonical() == ip) }
+    }
+}
+
 /// A worker that joins from the address `from`.
-pub(crate) fn hello(mut join: v1::Join, from: Option<SocketAddr>) -> Result<(WorkerId, Hello), Status> {
+pub(crate) fn hello(mut join: v1::Join, from: Option<Origin>) -> Result<(WorkerId, Hello), Status> {
     let refused = |reason, message, field| status(Code::InvalidArgument, reason, message, Some(field), None);
     let name = join.worker;
     if !is_name(&name) || name.chars().any(char::is_whitespace) {
@@ -84,21 +100,23 @@ fn why_no_model(facts: &ModelFacts) -> Option<String> {
 
 /// Where other workers reach one that announces `address`, as far as can be told from here. One that listens at every
 /// address of its machine is reached at the one it comes from. Names are for other workers to resolve.
-fn reachable(address: &str, from: Option<SocketAddr>) -> Result<String, String> {
+fn reachable(address: &str, from: Option<Origin>) -> Result<String, String> {
     let (scheme, told) = address.split_once("://").map_or(("http", address), |(scheme, told)| (scheme, told));
     let Ok(at) = told.parse::<SocketAddr>() else { return Ok(address.to_owned()) };
     let ip = at.ip().to_canonical();
-    let from = from.map(|from| from.ip().to_canonical());
     match from {
-        Some(from) if ip.is_unspecified() => Ok(format!("{scheme}://{}", SocketAddr::new(from, at.port()))),
+        Some(from) if ip.is_unspecified() => Ok(format!("{scheme}://{}", SocketAddr::new(from.ip, at.port()))),
         None if ip.is_unspecified() => Err(unreachable(told)),
-        Some(from) if ip.is_loopback() && !from.is_loopback() => Err(unreachable(told)),
+        Some(from) if ip.is_loopback() && !from.is_here => Err(unreachable(told)),
         _ => Ok(address.to_owned()),
     }
 }
 
 fn unreachable(told: &str) -> String {
-    format!("other workers cannot reach this one at {told}: give the address it has for them with --advertise")
+    format!(
+        "other workers cannot reach this one at {told}: have it listen where they can with --listen, or name the address \
+         it has for them with --advertise"
+    )
 }
 
 /// At most so many bytes of a text, and a sign that there was more.
@@ -158,13 +176,13 @@ mod tests {
 
     fn refusal(change: impl FnOnce(&mut v1::Join), from: &str) -> Option<String> {
         let from = from.parse().expect("an address");
-        hello(join(change), Some(from)).err().map(|status| status.message().to_owned())
+        hello(join(change), Some(Origin::new(from, None))).err().map(|status| status.message().to_owned())
     }
 
     #[test]
     fn a_worker_that_listens_everywhere_is_reached_where_it_comes_from() {
         let at = |address: &str, from: &str| {
-            let from = from.parse().expect("an address");
+            let from = Origin::new(from.parse().expect("an address"), None);
             hello(join(|join| join.address = address.into()), Some(from)).expect("is let in").1.address
         };
         assert_eq!(at("http://0.0.0.0:7480", "10.0.0.8:4000"), "http://10.0.0.8:7480");
@@ -188,6 +206,12 @@ mod tests {
         for from in ["127.0.0.1:4000", "[::1]:4000", "[::ffff:127.0.0.1]:4000"] {
             assert_eq!(at("http://127.0.0.1:7480", from), None, "all on one machine, seen from {from}");
         }
+        let [remote, local] = ["10.0.0.8:4000", "10.0.0.8:7400"].map(|at| at.parse().expect("an address"));
+        let own = Origin::new(remote, Some(local));
+        assert!(
+            hello(join(|join| join.address = "http://127.0.0.1:7480".into()), Some(own)).is_ok(),
+            "by its LAN address"
+        );
     }
 
     #[test]

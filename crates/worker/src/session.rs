@@ -25,6 +25,9 @@ use crate::{Shutdown, Worker};
 /// Reports kept while the coordinator is away.
 const MOST_REPORTS: usize = 4096;
 
+/// Sessions a worker that is to leave tries for its last word; some three seconds.
+const MOST_LAST_TRIES: u32 = 5;
+
 /// A worker from its first join to its end.
 pub(crate) struct Stay {
     worker: Worker,
@@ -82,6 +85,7 @@ impl Stay {
         const LONGEST_PAUSE: Duration = Duration::from_secs(2);
         let mut pause = FIRST_PAUSE;
         let mut is_told = false;
+        let mut n_last_tries = 0;
         loop {
             let ended = self.session().await;
             if self.is_connected.swap(false, Ordering::SeqCst) {
@@ -121,8 +125,13 @@ impl Stay {
             let drains = *self.shutdown.borrow() != Shutdown::No;
             let is_at_work = self.part.as_ref().is_some_and(|(_, thread)| !thread.is_finished());
             if drains && !is_at_work {
-                self.drop_part();
-                return Ok(());
+                // How its part ended may not have been heard: a few more sessions are tried to say it.
+                n_last_tries += 1;
+                let has_to_say = self.last_word.is_some() || !self.reports.1.is_empty();
+                if !has_to_say || n_last_tries > MOST_LAST_TRIES {
+                    self.drop_part();
+                    return Ok(());
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}

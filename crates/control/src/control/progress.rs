@@ -141,7 +141,10 @@ impl Control {
             image.avoid.insert(worker.clone());
             let is_final = match cause {
                 Cause::Input => true,
-                Cause::Bug => image.n_failures >= MOST_BUGS,
+                Cause::Bug => {
+                    image.n_bugs = image.n_bugs.saturating_add(1);
+                    image.n_bugs >= MOST_BUGS
+                }
                 Cause::NotFinite => {
                     image.n_not_finite = image.n_not_finite.saturating_add(1);
                     image.n_not_finite >= MOST_NOT_FINITE

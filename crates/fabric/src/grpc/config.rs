@@ -12,8 +12,8 @@ pub(crate) const MESSAGE_BYTES: u64 = 256;
 #[derive(Debug, Clone)]
 pub struct PortConfig {
     /// A wait ends when the peer sent nothing for this long. Longer than the longest computation between sends, a
-    /// block of a 4096² picture on a CPU; a peer that is dead is found out by its connection, one that hangs by its
-    /// lease.
+    /// block of a 4096² picture on a CPU. A peer that is dead is found out by its connection, one that is stopped by its
+    /// lease; this is for a computation that never ends in a process that lives.
     pub silence: Duration,
     /// A message that is begun and not gone on with for this long ends its stream, and what a peer leaves unanswered
     /// for this long is not waited for at the end.
