@@ -4,13 +4,13 @@
     pip install -r benches/compare/requirements.txt
     python benches/compare/link.py [--rounds 7] [--bytes 1048576,67108864] [--without-gloo]
 
-Each side is two processes over loopback. A round is: fresco (`fresco bench link`), raw TCP, gloo. Every side carries
+Each side is two processes over loopback. A round is, for each size: fresco (`fresco bench link`), raw TCP, gloo. Every side carries
 some 1 GiB of each size, after a quarter as much that is not timed. Raw TCP is `sendall` of the whole tensor at one end and
 `recv_into` the tensor's own memory at the other: each byte is copied into the system and out of it once, and nothing
 else. It does that twice: into the same memory again and again, and into new memory for every tensor, as whoever keeps
 what came must.
 
-The table has the medians of all rounds. GB are 10^9 bytes of one tensor (each rank of an all_gather receives as many),
+The table has the medians of all rounds, ratios round by round. GB are 10^9 bytes of one tensor (each rank of an all_gather receives as many),
 and CPU is that of both processes, the system's part included.
 """
 
@@ -133,8 +133,8 @@ def gloo(sizes):
 # fresco -----------------------------------------------------------------------------------------------------------
 
 
-def fresco(binary, sizes):
-    command = [binary, "bench", "link", "--bytes", ",".join(map(str, sizes)), "--runs", "1", "--json"]
+def fresco(binary, size):
+    command = [binary, "bench", "link", "--bytes", str(size), "--runs", "1", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"`{' '.join(command)}` ended with {done.returncode}")
@@ -154,6 +154,11 @@ def parse_arguments():
     return args
 
 
+def ratio(found, name, other):
+    """The median of the rounds' ratios."""
+    return statistics.median(ours / theirs for ours, theirs in zip(found[name], found[other]))
+
+
 def main():
     args = parse_arguments()
     measured = {size: {} for size in args.bytes}
@@ -163,20 +168,19 @@ def main():
         measured[size].setdefault(name, []).append(value)
 
     for round_idx in range(args.rounds):
-        ours = fresco(args.fresco, args.bytes)
-        for found in ours["sizes"]:
-            for name in ("stream_gb_per_s", "stream_cpu_s_per_gb", "all_gather_gb_per_s"):
-                note(found["bytes"], name, found[name])
-        for name, values in trips.items():
-            values.append(ours["round_trip"][name])
         for size in args.bytes:
+            # What is compared is measured within seconds of each other: a shared machine's memory is fast and slow by turns.
+            ours = fresco(args.fresco, size)
+            for name in ("stream_gb_per_s", "stream_cpu_s_per_gb", "all_gather_gb_per_s"):
+                note(size, name, ours["sizes"][0][name])
+            for name, values in trips.items():
+                values.append(ours["round_trip"][name])
             for name, is_new in (("raw", False), ("raw_new", True)):
                 speed, cpu = raw(size, is_new)
                 note(size, f"{name}_gb_per_s", speed)
                 note(size, f"{name}_cpu_s_per_gb", cpu)
-        if not args.without_gloo:
-            for size, speed in zip(args.bytes, gloo(args.bytes)):
-                note(size, "gloo_gb_per_s", speed)
+            if not args.without_gloo:
+                note(size, "gloo_gb_per_s", gloo([size])[0])
         print(f"round {round_idx + 1}/{args.rounds} done", file=sys.stderr)
 
     print("| bytes | fresco, one way | raw TCP | ratio | raw TCP, new memory | ratio "
@@ -186,13 +190,13 @@ def main():
         middle = {name: statistics.median(values) for name, values in found.items()}
         cells = [f"{size / 2**20:g} MiB", side(middle, "stream")]
         for name in ("raw", "raw_new"):
-            speed = middle["stream_gb_per_s"] / middle[f"{name}_gb_per_s"]
-            cpu = middle["stream_cpu_s_per_gb"] / middle[f"{name}_cpu_s_per_gb"]
+            speed = ratio(found, "stream_gb_per_s", f"{name}_gb_per_s")
+            cpu = ratio(found, "stream_cpu_s_per_gb", f"{name}_cpu_s_per_gb")
             cells += [side(middle, name), f"{speed:.2f}× at {cpu:.2f}× CPU"]
         gathered = middle["all_gather_gb_per_s"]
         cells.append(f"{gathered:.2f} GB/s")
         if "gloo_gb_per_s" in middle:
-            cells += [f"{middle['gloo_gb_per_s']:.2f} GB/s", f"{gathered / middle['gloo_gb_per_s']:.1f}×"]
+            cells += [f"{middle['gloo_gb_per_s']:.2f} GB/s", f"{ratio(found, 'all_gather_gb_per_s', 'gloo_gb_per_s'):.1f}×"]
         else:
             cells += ["", ""]
         print("| " + " | ".join(cells) + " |")
