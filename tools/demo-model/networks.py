@@ -156,27 +156,3 @@ def predict_noise(transformer, latents, timesteps, embeds, mask):
         added_cond_kwargs=NO_SIZE_CONDITION,
     )
     return output.sample[:, :4]
-
-
-def widen_positions(weights, n_frequencies):
-    """The same transformer for position codes that span 10,000^(n_frequencies / 36) times as much.
-
-    Codes are sines and cosines of 36 frequencies, each 10,000^(1/36) times the next, added to the tokens. Spread over a
-    wider span, the code of a frequency is what the one `n_frequencies` above it was before; so where the channels of a
-    token change places by as much, every layer finds the codes it knows. Only the places of the lowest frequencies,
-    which were all but constant, now hold frequencies that are new.
-    """
-    per_part = WIDTH // 4
-    order = torch.cat([part * per_part + (torch.arange(per_part) - n_frequencies) % per_part for part in range(4)])
-    chunks = torch.cat([chunk * WIDTH + order for chunk in range(6)])
-    moved = dict(weights)
-    for name, tensor in weights.items():
-        if name.startswith("adaln_single.linear"):
-            moved[name] = tensor[chunks][:, order] if tensor.ndim == 2 else tensor[chunks]
-        elif name.startswith("pos_embed.proj") or any(part in name for part in (".to_out.0.", ".ff.net.2.", "timestep_embedder.linear_2.")):
-            moved[name] = tensor[order]
-        elif name.endswith("scale_shift_table"):
-            moved[name] = tensor[:, order]
-        elif name.endswith(("attn1.to_q.weight", "attn1.to_k.weight", "attn1.to_v.weight", "attn2.to_q.weight", "ff.net.0.proj.weight", "proj_out.weight")):
-            moved[name] = tensor[:, order]
-    return moved
