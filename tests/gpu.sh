@@ -152,7 +152,7 @@ draw() {
     done
     while [ "$(cat "$work/worker-$n-"* | grep -c joined)" -lt "$n" ]; do
         for idx in "${running[@]:first}"; do kill -0 "$idx" 2>/dev/null || { echo "a process ended by itself" && return 1; }; done
-        [ $((SECONDS - start)) -lt 60 ] && [ "$(left)" -gt 0 ] || { echo "not all of $n workers joined in time" && return 1; }
+        [ $((SECONDS - start)) -lt "$patience" ] && [ "$(left)" -gt 0 ] || { echo "not all of $n workers joined in time" && return 1; }
         sleep 0.5
     done
     bounded "$patience" "$bin/fresco" submit "a deep canyon at sunset with two moons on the left" --size "$size" --steps 4 \
@@ -240,6 +240,7 @@ run_torch() {
     fi
 }
 
-size=$([ -n "$emulated" ] && echo 64x64 || echo 512x512)
+# Rows enough that three workers are quicker than two.
+size=$([ -n "$emulated" ] && echo 96x96 || echo 512x512)
 for part in $parts; do "run_$part"; done
 [ -z "$emulated" ] || echo "nothing was measured"
