@@ -125,8 +125,10 @@ fn messages_of_an_old_epoch_are_dropped_and_counted() {
     // The older epoch ended here; rank 0 does not know yet.
     assert_eq!(old_b.recv(Rank(0), Tag(0)), Err(FabricError::Aborted { epoch: Epoch(1) }));
     old_a.send(Rank(1), Tag(0), bytes(10, 1)).expect("queued");
-    until(&b, |counted| counted.old_epoch == 1);
+    until(&b, |counted| counted.old_epoch >= 1);
     assert!(a.settle(Duration::from_secs(20)), "the sender is told that nothing is wanted");
+    // Where the answer took its time, the sender asked once more.
+    let before = b.counters().old_epoch;
 
     let new_a = a.open(Epoch(2), IMAGE, Rank(0), addresses(&[&a, &b]));
     new_a.send(Rank(1), Tag(0), bytes(10, 2)).expect("queued");
@@ -135,7 +137,7 @@ fn messages_of_an_old_epoch_are_dropped_and_counted() {
     let late = request(Kind::Tensor, Epoch(1), 0, 0, Bytes::from_static(b"late"));
     let answers = by_plain_client(&b, vec![late], 1);
     assert_eq!(answers[0].sequence, NOTHING_WANTED);
-    assert_eq!(b.counters().old_epoch, 2);
+    assert_eq!(b.counters().old_epoch, before + 1);
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Checkpoints in memory and in files: what is kept, what is found damaged, what is swept.
+
 use std::fs;
 use std::path::Path;
 

@@ -1,3 +1,5 @@
+//! What members send: checkpoints and pictures, too long, too slow, damaged.
+
 use control::SessionId;
 use plan::JobId;
 use sha2::{Digest, Sha256};

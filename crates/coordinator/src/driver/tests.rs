@@ -1,3 +1,5 @@
+//! The one loop under a clock that tests hand in: stops, graces, late messages.
+
 use plan::WorkerId;
 
 use super::*;

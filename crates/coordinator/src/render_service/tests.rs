@@ -1,3 +1,5 @@
+//! What clients ask: lists, snapshots broken off and resumed, names that are none.
+
 use futures_util::StreamExt;
 use tonic_types::StatusExt;
 
