@@ -104,8 +104,6 @@ struct Farm {
     desk: Desk,
     coordinator: Option<Process>,
     url: String,
-    /// Where the coordinator tells what it counted.
-    status: String,
 }
 
 impl Farm {
@@ -114,8 +112,7 @@ impl Farm {
         let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = free.local_addr().expect("it is bound").to_string();
         drop(free);
-        let mut farm =
-            Self { desk: Desk::new(), coordinator: None, url: format!("http://{address}"), status: String::new() };
+        let mut farm = Self { desk: Desk::new(), coordinator: None, url: format!("http://{address}") };
         farm.start_coordinator();
         farm
     }
@@ -123,10 +120,9 @@ impl Farm {
     fn start_coordinator(&mut self) {
         let lease_ms = LEASE_MS.to_string();
         let args = ["coordinator", "--listen", self.address(), "--lease-ttl-ms", &lease_ms];
-        let places = ["--store", "redb:data/store", "--artifacts", "file:data/pictures", "--status", "127.0.0.1:0"];
+        let places = ["--store", "redb:data/store", "--artifacts", "file:data/pictures"];
         let started = Process::start(&mut self.desk.command(FRESCO, &[&args[..], &places].concat()));
         started.until_it_says("coordinating on");
-        self.status = started.address_of_metrics();
         self.coordinator = Some(started);
     }
 
