@@ -6,8 +6,8 @@
 #   deploy/cuda/build.sh --check    only sees whether it compiles
 #
 # CUDA's compiler and headers come as Python packages into target/cuda (1.5 GB, once). The program runs where an NVIDIA
-# driver of CUDA 13.0 (580 or newer) is, and libcublas.so.13, libcurand.so.10 and libcudart.so.13 are found by the
-# loader; the packages nvidia-cublas, nvidia-curand and nvidia-cuda-runtime have them.
+# driver of CUDA 13.0 (580 or newer) is, and libcublas.so.13 and libcurand.so.10 are found by the loader; the packages
+# nvidia-cublas and nvidia-curand have them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -25,6 +25,7 @@ esac
 command -v cargo >/dev/null || stop "there is no cargo: install Rust from https://rustup.rs"
 command -v cc >/dev/null || stop "there is no C compiler: install one (Debian: apt-get install gcc g++ libc6-dev)"
 command -v c++ >/dev/null || stop "there is no C++ compiler: install one (Debian: apt-get install g++)"
+command -v xz >/dev/null || stop "there is no xz: install it (Debian: apt-get install xz-utils)"
 python3 -m pip --version >/dev/null 2>&1 || stop "there is no pip: install it (Debian: apt-get install python3-pip)"
 
 packages=target/cuda/packages links=target/cuda/links
@@ -52,7 +53,15 @@ export CUDA_HOME="$PWD/$packages/nvidia/cu13" CUDARC_CUDA_VERSION=13000
 # The oldest architecture fresco runs on; the driver compiles for the GPU it finds.
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
 export PATH="$CUDA_HOME/bin:$PATH" CARGO_TARGET_DIR="$PWD/target/cuda/build"
-link=(-L "native=$PWD/$links")
+# candle brings kernels for quantized weights, 30 MB that fresco never calls. What is found first is linked, so functions of
+# their names come first, which end the program.
+manifest=$(cargo metadata --locked --format-version 1 | python3 -c 'import json, sys
+print(next(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == "candle-kernels"))')
+{ echo 'void abort(void);' && sed -n 's/^ *pub fn \([a-z0-9_]*\)(.*/void \1(void) { abort(); }/pI' "${manifest%/*}/src/ffi.rs"; } |
+    cc -w -c -x c - -o "$links/unused.o"
+printf '#!/bin/sh\nexec cc "%s" "$@"\n' "$PWD/$links/unused.o" >"$links/linker"
+chmod +x "$links/linker"
+link=(-C "linker=$PWD/$links/linker" -L "native=$PWD/$links")
 for word in --allow-shlib-undefined --unresolved-symbols=ignore-all --push-state --no-as-needed; do link+=(-C "link-arg=-Wl,$word"); done
 link+=(-C link-arg=-lcuda -C "link-arg=-Wl,--pop-state")
 if [ "${1-}" = --check ]; then
@@ -72,7 +81,8 @@ strip -o "$bin/gpu-tests" "$("${build[@]}" -p tests --test suite --features cuda
 # The program for all else is an ordinary one.
 unset CARGO_TARGET_DIR
 strip -o "$bin/fresco" "$("${build[@]}" -p cli --bin fresco | executable fresco)"
-tar -C "$bin" -cJf target/cuda/fresco-gpu.tar.xz fresco fresco-cuda gpu-tests
+# The programs are alike, and a large dictionary sees it.
+tar -C "$bin" -cf - fresco-cuda gpu-tests fresco | xz -T1 --lzma2=preset=6,dict=192MiB >target/cuda/fresco-gpu.tar.xz
 ls -l "$bin" target/cuda/fresco-gpu.tar.xz
 # Nothing may be missing but the driver: what else is looked for must be in the libraries named below.
 missing=$(comm -23 <(nm -D --undefined-only "$bin/fresco-cuda" | awk '$1 != "w" { print $2 }' | sed 's/@.*//' | sort -u) \

@@ -1,10 +1,10 @@
-//! 3×3 convolutions of pixel rows, with group norm and SiLU before and a shortcut behind, row by row.
+//! 3×3 convolutions of pixel rows, with group norm and SiLU before them, row by row.
 //!
 //! Only a few rows of the normalised input exist at a time, in a padded strip; products run straight on the
-//! strip, tap after tap, so there is no matrix of patches. A convolution whose input and output have equal
-//! channels may write over its input. What lies outside a band of rows comes in as a [`Halo`].
+//! strip, tap after tap, so there is no matrix of patches. What lies outside a band of rows comes in as a [`Halo`].
 //!
-//! Each output pixel is a sum over taps and channels in index order, wherever the picture is cut.
+//! Each output pixel is a sum over taps and channels in index order, wherever the picture is cut; a convolution onto
+//! a shortcut begins its sums with the shortcut.
 
 #[cfg(feature = "cuda")]
 use candle_core::{DType, Device};
@@ -15,7 +15,7 @@ use crate::buffer::{SharedMut, output, share_memory, with_values, with_values_mu
 #[cfg(feature = "cuda")]
 use crate::cuda::{device::on_gpu, ops::Layer};
 use crate::group_norm::ChannelAffine;
-use crate::linear::{Linear, Packed};
+use crate::linear::Packed;
 use crate::simd::{LANES, Simd, dispatch};
 use crate::tile::{self, Operands, PANEL};
 
@@ -35,25 +35,6 @@ pub struct Halo {
     pub above: Option<Tensor>,
     /// The row behind the last.
     pub below: Option<Tensor>,
-}
-
-/// What is added to a convolution's result.
-#[derive(Clone, Copy)]
-pub enum Shortcut<'a> {
-    /// Nothing.
-    None,
-    /// A tensor of the output's shape.
-    Add(&'a Tensor),
-    /// A 1×1 convolution of a tensor with the output's rows and columns.
-    Project(&'a Linear, &'a Tensor),
-}
-
-/// The same with plain slices.
-#[derive(Clone, Copy)]
-enum Added<'a> {
-    None,
-    Add(&'a [f32]),
-    Project(&'a Linear, &'a [f32]),
 }
 
 /// A 3×3 convolution with zero padding of one.
@@ -93,72 +74,43 @@ impl Conv3x3 {
         })
     }
 
-    /// `x` `[rows, cols, inputs]` to `[rows, cols, outputs]`: `conv(silu(norm(x))) + shortcut`, or
-    /// `conv(x) + shortcut` without a norm.
+    /// `x` `[rows, cols, inputs]` to `[rows, cols, outputs]`: `conv(silu(norm(x)))`, or `conv(x)` without a norm.
     ///
     /// # Errors
     /// If shapes do not fit, or a tensor is not contiguous f32 on the CPU.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        halo: &Halo,
-        norm: Option<&ChannelAffine>,
-        shortcut: Shortcut<'_>,
-    ) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, halo: &Halo, norm: Option<&ChannelAffine>) -> Result<Tensor> {
         let (rows, cols, _) = x.dims3()?;
         #[cfg(feature = "cuda")]
         if let (Some(layer), Some(device)) = (&self.on_gpu, on_gpu(x)) {
-            return layer.convolve(&device, x, halo, norm, shortcut);
+            return layer.convolve(&device, x, halo, norm, None);
         }
         let mut out = output(&[rows, cols, self.taps.n])?;
-        let shared = SharedMut::new(&mut out);
-        let edges = edges(halo)?;
-        with_values(x, |values| self.run(x, values.as_ptr(), shared, edges, norm, shortcut))??;
+        self.run(x, halo, norm, SharedMut::new(&mut out), false)?;
         Tensor::from_vec(out, (rows, cols, self.taps.n), x.device())
     }
 
-    /// As [`Self::forward`], with the result in the place of `x`, which nobody else may hold; on a GPU, beside it.
+    /// As [`Self::forward`], added to `onto` `[rows, cols, outputs]` in its place, which nobody else may hold.
     ///
     /// # Errors
-    /// As [`Self::forward`], or if inputs and outputs differ in number, or the shortcut is a view of `x`.
-    pub fn forward_in_place(
-        &self,
-        x: Tensor,
-        halo: &Halo,
-        norm: Option<&ChannelAffine>,
-        shortcut: Shortcut<'_>,
-    ) -> Result<Tensor> {
+    /// As [`Self::forward`], or if `onto` is a view of `x`.
+    pub fn forward_onto(&self, x: &Tensor, halo: &Halo, norm: Option<&ChannelAffine>, onto: Tensor) -> Result<Tensor> {
+        let (rows, cols, _) = x.dims3()?;
+        if onto.dims() != [rows, cols, self.taps.n] {
+            bail!("a convolution of {rows}x{cols} pixels to {} channels onto {:?}", self.taps.n, onto.dims());
+        }
+        if share_memory(x, &onto) {
+            bail!("a convolution cannot write over its own input");
+        }
         #[cfg(feature = "cuda")]
-        if on_gpu(&x).is_some() {
-            return self.forward(&x, halo, norm, shortcut);
+        if let (Some(layer), Some(device)) = (&self.on_gpu, on_gpu(x)) {
+            return layer.convolve(&device, x, halo, norm, Some(onto));
         }
-        if self.inputs != self.taps.n {
-            bail!("a convolution of {} channels to {} cannot write over its input", self.inputs, self.taps.n);
-        }
-        if let Shortcut::Add(tensor) | Shortcut::Project(_, tensor) = shortcut
-            && share_memory(&x, tensor)
-        {
-            bail!("a convolution cannot write over its own shortcut");
-        }
-        // Copied before `x` is taken for writing: a neighbour's row may be a view of it.
-        let edges = edges(halo)?;
-        with_values_mut(&x, |values| {
-            let shared = SharedMut::new(values);
-            // SAFETY: the start of the slice. Reads of a row happen before writes to it: see `walk`.
-            self.run(&x, unsafe { shared.at(0) }, shared, edges, norm, shortcut)
-        })?;
-        Ok(x)
+        with_values_mut(&onto, |values| self.run(x, halo, norm, SharedMut::new(values), true))?;
+        Ok(onto)
     }
 
-    fn run(
-        &self,
-        x: &Tensor,
-        values: *const f32,
-        out: SharedMut,
-        (above, below): Edges,
-        norm: Option<&ChannelAffine>,
-        shortcut: Shortcut<'_>,
-    ) -> Result<()> {
+    /// Fills `out`, `rows × cols × outputs` values, or adds to what is there.
+    fn run(&self, x: &Tensor, halo: &Halo, norm: Option<&ChannelAffine>, out: SharedMut, onto: bool) -> Result<()> {
         let (rows, cols, inputs) = x.dims3()?;
         if inputs != self.inputs || norm.is_some_and(|norm| norm.scale.len() != inputs) {
             bail!("a convolution of {} channels was given {inputs}", self.inputs);
@@ -166,36 +118,18 @@ impl Conv3x3 {
         if cols == 0 {
             bail!("a convolution of {rows} rows without pixels");
         }
-        let pixels = rows * cols;
-        // SAFETY: both callers take `values` from the tensor `x` and keep it while this runs.
-        let source = unsafe { Source::new(values, (rows, cols, inputs), above, below, norm)? };
-        let all = |added: Added<'_>| {
+        let (above, below) = edges(halo)?;
+        with_values(x, |values| {
+            let source = Source::new(values, (rows, cols, inputs), above, below, norm)?;
             walk(&source, |strip, first, n_rows| {
                 tasks(n_rows, cols, self.taps.n_panels(), |place| {
-                    let task = Task { place, first, cols, added };
+                    let task = Task { place, first, cols, onto };
                     // SAFETY: tasks cover disjoint rows, columns and panels of the output.
                     unsafe { convolve(self, strip, &task, out) };
                 });
             });
-        };
-        match shortcut {
-            Shortcut::None => all(Added::None),
-            Shortcut::Add(tensor) => with_values(tensor, |values| {
-                if values.len() != pixels * self.taps.n {
-                    bail!("a shortcut of {:?} for {rows}x{cols} pixels", tensor.dims());
-                }
-                all(Added::Add(values));
-                Ok(())
-            })??,
-            Shortcut::Project(linear, tensor) => with_values(tensor, |values| {
-                if values.len() != pixels * linear.inputs() || linear.outputs() != self.taps.n {
-                    bail!("a shortcut of {:?} for {rows}x{cols} pixels", tensor.dims());
-                }
-                all(Added::Project(linear, values));
-                Ok(())
-            })??,
-        }
-        Ok(())
+            Ok(())
+        })?
     }
 }
 
@@ -224,13 +158,14 @@ struct Place {
     panels: (usize, usize),
 }
 
-struct Task<'a> {
+struct Task {
     place: Place,
     /// The picture's row that is the strip's first output row.
     first: usize,
     /// Columns of the picture.
     cols: usize,
-    added: Added<'a>,
+    /// Whether the output holds what is to be added to.
+    onto: bool,
 }
 
 /// Cuts `n_rows × cols` pixels and `n_panels` panels into tasks and runs them on all threads.
@@ -253,12 +188,12 @@ fn tasks(n_rows: usize, cols: usize, n_panels: usize, run: impl Fn(Place) + Sync
 }
 
 dispatch! {
-    /// One task of a 3×3 convolution: reads the strip and what is added, writes the task's pixels of `out`.
-    unsafe fn convolve(conv: &Conv3x3, strip: &Strip, task: &Task<'_>, out: SharedMut) = convolve_with
+    /// One task of a 3×3 convolution: reads the strip, writes the task's pixels of `out`.
+    unsafe fn convolve(conv: &Conv3x3, strip: &Strip, task: &Task, out: SharedMut) = convolve_with
 }
 
 #[inline(always)]
-unsafe fn convolve_with<S: Simd>(conv: &Conv3x3, strip: &Strip, task: &Task<'_>, out: SharedMut) {
+unsafe fn convolve_with<S: Simd>(conv: &Conv3x3, strip: &Strip, task: &Task, out: SharedMut) {
     let Place { rows, cols, panels } = task.place;
     let (outputs, n_cols) = (conv.taps.n, cols.1 - cols.0);
     for panel in panels.0..panels.1 {
@@ -266,16 +201,7 @@ unsafe fn convolve_with<S: Simd>(conv: &Conv3x3, strip: &Strip, task: &Task<'_>,
         let pixel = |row: usize| (task.first + row) * task.cols + cols.0;
         // SAFETY: `pixel` lies in the picture, the panel's columns in its channels, and no other task has both.
         let at = |row: usize| unsafe { out.at(pixel(row) * outputs + panel * PANEL) };
-        let mut onto = false;
-        if let Added::Project(linear, x) = task.added {
-            for row in rows.0..rows.1 {
-                // SAFETY: `x` has this row's pixels, `at` this task's part of the output.
-                unsafe {
-                    linear.panel_product::<S>(panel, n_cols, &x[pixel(row) * linear.inputs()..], at(row), outputs)
-                };
-            }
-            onto = true;
-        }
+        let mut onto = task.onto;
         for tap in 0..9 {
             for first in (0..conv.inputs).step_by(DEPTH) {
                 for row in rows.0..rows.1 {
@@ -303,17 +229,7 @@ unsafe fn convolve_with<S: Simd>(conv: &Conv3x3, strip: &Strip, task: &Task<'_>,
                     // SAFETY: `n` channels from `lane` are this task's.
                     unsafe {
                         let to = at(row).add(col * outputs + lane);
-                        let mut y = S::add(S::load_first(to, n), S::load_first(conv.bias[channel..].as_ptr(), n));
-                        match task.added {
-                            Added::None => {}
-                            Added::Add(x) => {
-                                let from = x[(pixel(row) + col) * outputs + channel..].as_ptr();
-                                y = S::add(y, S::load_first(from, n));
-                            }
-                            Added::Project(linear, _) => {
-                                y = S::add(y, S::load_first(linear.bias_at(channel), n));
-                            }
-                        }
+                        let y = S::add(S::load_first(to, n), S::load_first(conv.bias[channel..].as_ptr(), n));
                         S::store_first(to, n, y);
                     }
                 }
@@ -400,18 +316,17 @@ impl UpConv {
         }
         #[cfg(feature = "cuda")]
         if let (Some(layer), Some(device)) = (&self.on_gpu, on_gpu(x)) {
-            return layer.convolve(&device, x, halo, None, Shortcut::None);
+            return layer.convolve(&device, x, halo, None, None);
         }
         let outputs = self.phases[0].n;
         let mut out = output(&[4, rows, cols, outputs])?;
         let shared = SharedMut::new(&mut out);
         let (above, below) = edges(halo)?;
         with_values(x, |values| {
-            // SAFETY: `values` holds all of `x` and outlives the walk.
-            let source = unsafe { Source::new(values.as_ptr(), (rows, cols, inputs), above, below, None)? };
+            let source = Source::new(values, (rows, cols, inputs), above, below, None)?;
             walk(&source, |strip, first, n_rows| {
                 tasks(n_rows, cols, self.phases[0].n_panels(), |place| {
-                    let task = Task { place, first, cols, added: Added::None };
+                    let task = Task { place, first, cols, onto: false };
                     // SAFETY: tasks cover disjoint small pixels and panels, and so do the pixels they become.
                     unsafe { enlarge(self, strip, &task, shared) };
                 });
@@ -424,11 +339,11 @@ impl UpConv {
 
 dispatch! {
     /// One task of an enlarging convolution: reads the strip, writes the task's pixels of `out`.
-    unsafe fn enlarge(conv: &UpConv, strip: &Strip, task: &Task<'_>, out: SharedMut) = enlarge_with
+    unsafe fn enlarge(conv: &UpConv, strip: &Strip, task: &Task, out: SharedMut) = enlarge_with
 }
 
 #[inline(always)]
-unsafe fn enlarge_with<S: Simd>(conv: &UpConv, strip: &Strip, task: &Task<'_>, out: SharedMut) {
+unsafe fn enlarge_with<S: Simd>(conv: &UpConv, strip: &Strip, task: &Task, out: SharedMut) {
     let Place { rows, cols, panels } = task.place;
     let (outputs, n_cols) = (conv.phases[0].n, cols.1 - cols.0);
     for (phase, taps) in conv.phases.iter().enumerate() {

@@ -8,16 +8,21 @@ use crate::buffer::with_values;
 /// Values looked at together: enough for a thread, and soon done with where the first is at fault.
 const CHUNK: usize = 1 << 16;
 
-/// Whether all values of `x` are finite.
+/// Whether all values of `tensors`, which lie on one device, are finite.
 ///
 /// # Errors
-/// If `x` is not contiguous f32 on the CPU, or f32 or bf16 on a GPU.
-pub fn is_finite(x: &Tensor) -> Result<bool> {
+/// If one is not contiguous f32 on the CPU, or f32 or bf16 on a GPU.
+pub fn is_finite(tensors: &[Tensor]) -> Result<bool> {
     #[cfg(feature = "cuda")]
-    if let Some(device) = crate::cuda::device::on_gpu(x) {
-        return crate::cuda::ops::is_finite(&device, x);
+    if let Some(device) = tensors.first().and_then(crate::cuda::device::on_gpu) {
+        return crate::cuda::ops::is_finite(&device, tensors);
     }
-    with_values(x, |values| values.par_chunks(CHUNK).all(all_finite))
+    for x in tensors {
+        if !with_values(x, |values| values.par_chunks(CHUNK).all(all_finite))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether all values are finite; on the calling thread.

@@ -41,33 +41,40 @@ impl Moments {
     }
 }
 
-/// Moments of each group of channels in each block of `block_rows` rows of `x` `[rows, cols, channels]`:
-/// `[blocks][groups]`.
+/// Moments of each group of channels in each block of `block_rows` rows of `pieces`, `[rows, cols, channels]` each, which
+/// follow each other: `[blocks][groups]`.
 ///
 /// # Errors
-/// If blocks or groups do not divide evenly, or `x` is not contiguous f32 on the CPU.
-pub fn moments(x: &Tensor, groups: usize, block_rows: usize) -> Result<Vec<Moments>> {
-    let (rows, cols, channels) = x.dims3()?;
-    if [block_rows, groups, cols, channels].contains(&0) || rows % block_rows != 0 || channels % groups != 0 {
-        bail!("moments of {rows} rows in blocks of {block_rows}, {channels} channels in {groups} groups");
+/// If blocks or groups do not divide a piece evenly, or one is not contiguous f32 on the CPU, or f32 or bf16 on a GPU.
+pub fn moments(pieces: &[Tensor], groups: usize, block_rows: usize) -> Result<Vec<Moments>> {
+    for x in pieces {
+        let (rows, cols, channels) = x.dims3()?;
+        if [block_rows, groups, cols, channels].contains(&0) || rows % block_rows != 0 || channels % groups != 0 {
+            bail!("moments of {rows} rows in blocks of {block_rows}, {channels} channels in {groups} groups");
+        }
     }
     #[cfg(feature = "cuda")]
-    if let Some(device) = on_gpu(x) {
-        return ops::moments(&device, x, groups, block_rows);
+    if let Some(device) = pieces.first().and_then(on_gpu) {
+        return ops::moments(&device, pieces, groups, block_rows);
     }
-    with_values(x, |x| {
-        let mut out = vec![Moments::NONE; rows / block_rows * groups];
-        out.par_chunks_mut(groups).zip(x.par_chunks(block_rows * cols * channels)).for_each(|(out, x)| {
-            let mut of_channels = vec![Moments::NONE; channels];
-            for row in x.chunks_exact(cols * channels) {
-                fold_row(row, &mut of_channels);
-            }
-            for (out, channels) in out.iter_mut().zip(of_channels.chunks_exact(channels / groups)) {
-                *out = channels.iter().fold(Moments::NONE, |sum, channel| sum.fold(*channel));
-            }
-        });
-        out
-    })
+    let mut all = Vec::new();
+    for x in pieces {
+        let (rows, cols, channels) = x.dims3()?;
+        let mut of_piece = vec![Moments::NONE; rows / block_rows * groups];
+        with_values(x, |x| {
+            of_piece.par_chunks_mut(groups).zip(x.par_chunks(block_rows * cols * channels)).for_each(|(out, x)| {
+                let mut of_channels = vec![Moments::NONE; channels];
+                for row in x.chunks_exact(cols * channels) {
+                    fold_row(row, &mut of_channels);
+                }
+                for (out, channels) in out.iter_mut().zip(of_channels.chunks_exact(channels / groups)) {
+                    *out = channels.iter().fold(Moments::NONE, |sum, channel| sum.fold(*channel));
+                }
+            });
+        })?;
+        all.append(&mut of_piece);
+    }
+    Ok(all)
 }
 
 dispatch! {

@@ -22,7 +22,7 @@ mod tile;
 
 pub use attention::attention;
 pub use buffer::with_values;
-pub use conv::{Conv3x3, Halo, Shortcut, UpConv};
+pub use conv::{Conv3x3, Halo, UpConv};
 #[cfg(feature = "cuda")]
 pub use cuda::device::{architecture, explain, gpu, overwrite};
 #[cfg(feature = "cuda")]

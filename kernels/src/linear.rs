@@ -17,9 +17,6 @@ const BLOCK_ROWS: usize = 192;
 /// Panels of a task.
 const BLOCK_PANELS: usize = 6;
 
-/// Stands in for a bias that is not there.
-static ZEROS: [f32; LANES] = [0.0; LANES];
-
 /// What is done to `x·Wᵀ + b` before it is written.
 #[derive(Clone, Copy)]
 pub enum Epilogue<'a> {
@@ -137,42 +134,6 @@ impl Linear {
     /// Channels in.
     pub fn inputs(&self) -> usize {
         self.packed.k
-    }
-
-    /// At least the bias of the channels of one vector from `channel` on, zeros if the layer has none.
-    pub(crate) fn bias_at(&self, channel: usize) -> *const f32 {
-        self.bias.as_ref().map_or(ZEROS.as_ptr(), |bias| bias[channel..].as_ptr())
-    }
-
-    /// One panel of the product of `rows` rows of `x`, without bias, into `out` with rows `out_row` apart.
-    ///
-    /// # Safety
-    /// The instruction set of `S` is there, `x` holds `rows` whole rows, and `out` has room for the panel's
-    /// columns in each row.
-    #[inline(always)]
-    pub(crate) unsafe fn panel_product<S: Simd>(
-        &self,
-        panel: usize,
-        rows: usize,
-        x: &[f32],
-        out: *mut f32,
-        out_row: usize,
-    ) {
-        for first in (0..self.packed.k).step_by(DEPTH) {
-            let op = Operands {
-                a: x[first..].as_ptr(),
-                a_row: self.packed.k,
-                a_col: 1,
-                b: self.packed.at(panel, first),
-                c: out,
-                c_row: out_row,
-                k: DEPTH.min(self.packed.k - first),
-                onto: first > 0,
-            };
-            debug_assert!(x.len() >= rows * self.packed.k);
-            // SAFETY: the caller's.
-            unsafe { tile::panel::<S>(rows, self.packed.cols(panel), op) };
-        }
     }
 
     /// `x` `[rows, inputs]` to `[rows, outputs]`.

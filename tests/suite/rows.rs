@@ -61,9 +61,9 @@ struct BandOfPixels<'a> {
 }
 
 impl RowExchange for BandOfPixels<'_> {
-    fn halo(&mut self, x: &Tensor) -> Result<Halo> {
-        let row = |row: usize| x.narrow(0, row, 1)?.force_contiguous();
-        let all = self.board.exchange(self.band, Post::Edges(row(0)?, row(x.dim(0)? - 1)?));
+    fn halo(&mut self, first: &Tensor, last: &Tensor) -> Result<Halo> {
+        let post = Post::Edges(first.force_contiguous()?, last.force_contiguous()?);
+        let all = self.board.exchange(self.band, post);
         let edges = |band: usize| match all.get(band) {
             Some(Post::Edges(first, last)) => Some((first.clone(), last.clone())),
             _ => None,
@@ -172,7 +172,16 @@ fn a_decode_cut_into_bands_gives_the_whole_s_bytes() {
     let mut go_on = |_| std::ops::ControlFlow::Continue(());
     let expected = bits(&decoder.decode(&latents, &mut WholePicture, &mut go_on).expect("the decode runs"));
 
-    for cuts in [vec![1, 12], vec![6, 7], vec![3, 1, 9], vec![1; 13]] {
+    // Slabs of a latent row, of several with fewer in the last, and one of all.
+    for (cuts, slab_values) in [
+        (vec![13], 1),
+        (vec![13], 100_000),
+        (vec![1, 12], 1),
+        (vec![6, 7], 60_000),
+        (vec![3, 1, 9], 30_000),
+        (vec![1; 13], usize::MAX),
+    ] {
+        let decoder = Decoder::load(&spec, &weights).expect("the decoder loads").with_slabs_of(slab_values);
         let board = Board::new(cuts.len());
         let mut first = 0;
         let mut bands = Vec::new();
@@ -186,6 +195,6 @@ fn a_decode_cut_into_bands_gives_the_whole_s_bytes() {
             first += n_rows;
         }
         assert_eq!(first, rows, "the cuts cover all rows");
-        assert!(in_bands(bands) == expected, "{rows} rows cut {cuts:?} give other bits");
+        assert!(in_bands(bands) == expected, "{rows} rows cut {cuts:?}, slabs of {slab_values} give other bits");
     }
 }

@@ -62,7 +62,7 @@ impl Stage {
     ) -> std::result::Result<Tensor, ForwardError> {
         for (block, keys) in self.blocks.iter().zip(caption) {
             x = block.forward(&x, cols, modulation, keys, ctx)?;
-            finite::check(&x, || format!("transformer_blocks.{}", block.layer()))?;
+            finite::check(std::slice::from_ref(&x), || format!("transformer_blocks.{}", block.layer()))?;
         }
         Ok(x)
     }

@@ -22,11 +22,11 @@ pub(crate) fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// Passes if all values of `x`, the output of the layers `name` gives, are finite.
+/// Passes if all values of `outputs`, those of the layers `name` gives, are finite.
 ///
 /// # Errors
 /// [`ForwardError::NotFinite`] otherwise.
-pub fn check(x: &Tensor, name: impl Fn() -> String) -> Result<(), ForwardError> {
-    let finite = kernels::is_finite(x)?;
+pub fn check(outputs: &[Tensor], name: impl Fn() -> String) -> Result<(), ForwardError> {
+    let finite = kernels::is_finite(outputs)?;
     if finite { Ok(()) } else { Err(ForwardError::NotFinite { tensor: name() }) }
 }

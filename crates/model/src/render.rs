@@ -207,7 +207,7 @@ impl Renderer {
                     }
                     let encoder = encoder.as_mut().ok_or_else(|| RenderError::Prompt("no text encoder".into()))?;
                     let embeds = encoder.encode(&tokens.ids)?;
-                    crate::finite::check(&embeds, || "text_encoder".into())
+                    crate::finite::check(std::slice::from_ref(&embeds), || "text_encoder".into())
                         .map_err(|error| at_step(error, 0, request))?;
                     embeds
                 }
@@ -241,7 +241,8 @@ impl Renderer {
             }
             let (next, clean) = sampler.step(step, &x, &noise)?;
             x = next;
-            crate::finite::check(&x, || "latents".into()).map_err(|error| at_step(error, step, request))?;
+            crate::finite::check(std::slice::from_ref(&x), || "latents".into())
+                .map_err(|error| at_step(error, step, request))?;
             go_on(watch(Progress::Step { step, steps, latents: &x.unsqueeze(0)?, clean: &clean.unsqueeze(0)? }))?;
         }
         Ok(x)
@@ -309,7 +310,7 @@ fn check_latents(latents: &Tensor, dims: (usize, usize, usize, usize)) -> Result
         return Err(RenderError::Latents(format!("expected f32 of shape {expected:?}, got {found}")));
     }
     let latents = latents.to_device(&Device::Cpu)?.contiguous()?;
-    crate::finite::check(&latents, || "latents".into())
+    crate::finite::check(std::slice::from_ref(&latents), || "latents".into())
         .map_err(|_| RenderError::Latents("they hold a value that is not finite".into()))?;
     Ok(latents)
 }

@@ -87,11 +87,11 @@ impl AttentionContext for WholeSequence {
 
 /// Where a band of pixel rows meets the rows of other bands.
 pub trait RowExchange {
-    /// The rows just above and below this band `x` `[rows, cols, channels]`.
+    /// The rows just above and below this band, given its own `first` and `last` row, `[1, cols, channels]` each.
     ///
     /// # Errors
     /// If another rank is gone.
-    fn halo(&mut self, x: &Tensor) -> Result<Halo>;
+    fn halo(&mut self, first: &Tensor, last: &Tensor) -> Result<Halo>;
 
     /// The partial moments of all bands, in row order, given this band's.
     ///
@@ -110,7 +110,7 @@ pub trait RowExchange {
 pub struct WholePicture;
 
 impl RowExchange for WholePicture {
-    fn halo(&mut self, _x: &Tensor) -> Result<Halo> {
+    fn halo(&mut self, _first: &Tensor, _last: &Tensor) -> Result<Halo> {
         Ok(Halo::default())
     }
 

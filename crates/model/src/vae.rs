@@ -1,27 +1,33 @@
 //! The decoder of the SDXL family's VAE (`AutoencoderKL`): latents to pixels.
 //!
 //! Works on a band of whole latent rows, channels last; the whole picture is the band of all rows. What a band
-//! needs of its neighbours it asks a [`RowExchange`]. Convolutions stream rows, so at its widest the decode
-//! holds one layer's input and output and nothing else.
+//! needs of its neighbours it asks a [`RowExchange`]. A band's pixels lie in [`Slabs`], and what a layer has read is
+//! given back while it still computes: at its widest the decode holds one picture of features and a slab.
 
 use candle_core::{Result, Tensor};
-use kernels::{ChannelAffine, Conv3x3, Epilogue, Linear, Shortcut, UpConv, affine_of, apply, attention, moments};
+use kernels::{ChannelAffine, Conv3x3, Epilogue, Halo, Linear, UpConv, affine_of, apply, attention, moments};
 use plan::VaeSpec;
 
 use crate::dit::linear;
 use crate::finite::{self, ForwardError};
-use crate::place::{Place, bring_back};
+use crate::place::Place;
 use crate::seam::RowExchange;
 use crate::weights::Weights;
+
+mod slabs;
+use slabs::Slabs;
 
 /// Added to the variance in every group norm.
 const NORM_EPS: f64 = 1e-6;
 const IMAGE_CHANNELS: usize = 3;
+/// Bytes of a slab: enough to fill a GPU, and little beside the gigabytes of a large picture.
+const SLAB_BYTES: u64 = 64 << 20;
 
 /// The decoder's weights.
 pub struct Decoder {
     spec: VaeSpec,
     place: Place,
+    slab_values: usize,
     post_quant: Option<Linear>,
     conv_in: Conv3x3,
     mid_first: Resnet,
@@ -40,11 +46,18 @@ struct Level {
 
 /// A band on its way through the decoder.
 struct Band<'a> {
-    /// `[rows, cols, channels]`.
-    x: Tensor,
-    /// Rows of `x` that come from one latent row: moments are taken of such blocks.
+    slabs: Slabs,
+    /// Rows that come from one latent row: moments are taken of such blocks.
     block_rows: usize,
     exchange: &'a mut dyn RowExchange,
+}
+
+impl Band<'_> {
+    /// What lies outside the band.
+    fn halo(&mut self) -> Result<Halo> {
+        let (first, last) = self.slabs.edges()?;
+        self.exchange.halo(&first, &last)
+    }
 }
 
 impl Decoder {
@@ -75,6 +88,7 @@ impl Decoder {
         Ok(Self {
             spec: spec.clone(),
             place: weights.place().clone(),
+            slab_values: (SLAB_BYTES / weights.place().value_bytes()) as usize,
             post_quant: spec.has_post_quant_conv.then(|| linear(weights, "post_quant_conv")).transpose()?,
             conv_in: conv(weights, "decoder.conv_in")?,
             mid_first: resnet("decoder.mid_block.resnets.0")?,
@@ -87,6 +101,12 @@ impl Decoder {
             norm_out: GroupNorm::load(spec, weights, "decoder.conv_norm_out")?,
             conv_out: conv(weights, "decoder.conv_out")?,
         })
+    }
+
+    /// The same with slabs of about so many values, whole latent rows at least. The pixels do not depend on it.
+    #[must_use]
+    pub fn with_slabs_of(self, slab_values: usize) -> Self {
+        Self { slab_values, ..self }
     }
 
     /// Layers of the decode as [`Self::decode`] counts them.
@@ -107,43 +127,42 @@ impl Decoder {
         part_done: &mut dyn FnMut(usize) -> std::ops::ControlFlow<()>,
     ) -> std::result::Result<Tensor, ForwardError> {
         let mut n_done = 0;
-        let mut checked = |x: Tensor, name: &str| -> std::result::Result<Tensor, ForwardError> {
-            finite::check(&x, || name.to_owned())?;
+        let mut checked = |slabs: &Slabs, name: &str| -> std::result::Result<(), ForwardError> {
+            finite::check(slabs.all(), || name.to_owned())?;
             n_done += 1;
-            if part_done(n_done).is_break() { Err(ForwardError::Cancelled) } else { Ok(x) }
+            if part_done(n_done).is_break() { Err(ForwardError::Cancelled) } else { Ok(()) }
         };
-        let x = self.enter(latents)?;
-        let halo = exchange.halo(&x)?;
-        let x = self.conv_in.forward(&x, &halo, None, Shortcut::None)?;
-        let mut band = Band { x: checked(x, "decoder.conv_in")?, block_rows: 1, exchange };
+        let mut band = Band { slabs: Slabs::one(self.enter(latents)?), block_rows: 1, exchange };
+        let halo = band.halo()?;
+        band.slabs = Slabs::of(band.slabs.each(halo, |x, halo| self.conv_in.forward(&x, halo, None))?);
+        checked(&band.slabs, "decoder.conv_in")?;
 
-        band = self.mid_first.forward(band)?;
-        band.x = checked(band.x, "decoder.mid_block.resnets.0")?;
+        self.mid_first.forward(&mut band)?;
+        checked(&band.slabs, "decoder.mid_block.resnets.0")?;
         if let Some(attention) = &self.mid_attention {
-            band = attention.forward(band)?;
+            attention.forward(&mut band)?;
         }
-        band = self.mid_second.forward(band)?;
-        band.x = checked(band.x, "decoder.mid_block.resnets.1")?;
+        self.mid_second.forward(&mut band)?;
+        checked(&band.slabs, "decoder.mid_block.resnets.1")?;
         for (level_idx, level) in self.levels.iter().enumerate() {
             for (idx, resnet) in level.resnets.iter().enumerate() {
-                band = resnet.forward(band)?;
-                band.x = checked(band.x, &format!("decoder.up_blocks.{level_idx}.resnets.{idx}"))?;
+                resnet.forward(&mut band)?;
+                checked(&band.slabs, &format!("decoder.up_blocks.{level_idx}.resnets.{idx}"))?;
             }
             if let Some(enlarge) = &level.enlarge {
-                let halo = band.exchange.halo(&band.x)?;
-                let x = enlarge.forward(&band.x, &halo)?;
-                drop(halo);
-                band = Band {
-                    x: checked(x, &format!("decoder.up_blocks.{level_idx}.upsamplers.0"))?,
-                    block_rows: 2 * band.block_rows,
-                    ..band
-                };
+                let halo = band.halo()?;
+                // Channels stay, pixels become four.
+                let small = band.slabs.cut(band.block_rows, self.slab_values / 4)?;
+                band.slabs = Slabs::of(small.each(halo, |x, halo| enlarge.forward(&x, halo))?);
+                band.block_rows *= 2;
+                checked(&band.slabs, &format!("decoder.up_blocks.{level_idx}.upsamplers.0"))?;
             }
         }
         let norm = self.norm_out.affine(&mut band)?;
-        let halo = band.exchange.halo(&band.x)?;
-        let x = self.conv_out.forward(&band.x, &halo, Some(&norm), Shortcut::None)?;
-        Ok(bring_back(&checked(x, "decoder.conv_out")?)?)
+        let halo = band.halo()?;
+        let slabs = Slabs::of(band.slabs.each(halo, |x, halo| self.conv_out.forward(&x, halo, Some(&norm)))?);
+        checked(&slabs, "decoder.conv_out")?;
+        Ok(slabs.bring_back()?)
     }
 
     /// Latents as the encoder left them, channels last.
@@ -186,7 +205,7 @@ impl GroupNorm {
 
     /// The norm as a map of channels, from the moments of the whole picture.
     fn affine(&self, band: &mut Band<'_>) -> Result<ChannelAffine> {
-        let partials = moments(&band.x, self.groups, band.block_rows)?;
+        let partials = moments(band.slabs.all(), self.groups, band.block_rows)?;
         let all = band.exchange.gather_moments(partials)?;
         Ok(affine_of(&all, self.groups, &self.weight, &self.bias, NORM_EPS))
     }
@@ -215,21 +234,37 @@ impl Resnet {
         })
     }
 
-    fn forward<'a>(&self, mut band: Band<'a>) -> Result<Band<'a>> {
-        let norm = self.norm_first.affine(&mut band)?;
-        let halo = band.exchange.halo(&band.x)?;
-        let hidden = self.conv_first.forward(&band.x, &halo, Some(&norm), Shortcut::None)?;
-        let input = std::mem::replace(&mut band.x, hidden);
+    fn forward(&self, band: &mut Band<'_>) -> Result<()> {
+        let norm = self.norm_first.affine(band)?;
+        let halo = band.halo()?;
+        let both = std::mem::take(&mut band.slabs).each(halo, |x, halo| {
+            let hidden = self.conv_first.forward(&x, halo, Some(&norm))?;
+            let shortcut = match &self.shortcut {
+                Some(project) => project_pixels(project, &x)?,
+                None => x,
+            };
+            Ok((hidden, shortcut))
+        })?;
+        let (hidden, shortcuts): (_, Vec<_>) = both.into_iter().unzip();
+        band.slabs = Slabs::of(hidden);
 
-        let norm = self.norm_second.affine(&mut band)?;
-        let halo = band.exchange.halo(&band.x)?;
-        let shortcut = match &self.shortcut {
-            Some(project) => Shortcut::Project(project, &input),
-            None => Shortcut::Add(&input),
-        };
-        let x = self.conv_second.forward_in_place(band.x, &halo, Some(&norm), shortcut)?;
-        Ok(Band { x, ..band })
+        let norm = self.norm_second.affine(band)?;
+        let halo = band.halo()?;
+        let mut shortcuts = shortcuts.into_iter();
+        let summed = std::mem::take(&mut band.slabs).each(halo, |hidden, halo| {
+            let Some(shortcut) = shortcuts.next() else { candle_core::bail!("every slab has a shortcut") };
+            self.conv_second.forward_onto(&hidden, halo, Some(&norm), shortcut)
+        })?;
+        band.slabs = Slabs::of(summed);
+        Ok(())
     }
+}
+
+/// A 1×1 convolution.
+fn project_pixels(project: &Linear, x: &Tensor) -> Result<Tensor> {
+    let (rows, cols, channels) = x.dims3()?;
+    let pixels = project.forward(&x.reshape((rows * cols, channels))?, Epilogue::None)?;
+    pixels.reshape((rows, cols, project.outputs()))
 }
 
 /// The one place where pixels attend to pixels: a single head as wide as the channels.
@@ -256,19 +291,21 @@ impl MidAttention {
         })
     }
 
-    fn forward<'a>(&self, mut band: Band<'a>) -> Result<Band<'a>> {
-        let dims = band.x.dims3()?;
-        let norm = self.norm.affine(&mut band)?;
-        let x = apply(&band.x, &norm)?;
+    fn forward(&self, band: &mut Band<'_>) -> Result<()> {
+        let norm = self.norm.affine(band)?;
+        let residual = std::mem::take(&mut band.slabs).whole()?;
+        let dims = residual.dims3()?;
+        let x = apply(&residual, &norm)?;
         let q = self.q.forward(&x, Epilogue::None)?;
         let k = band.exchange.gather(self.k.forward(&x, Epilogue::None)?)?;
         let v = band.exchange.gather(self.v.forward(&x, Epilogue::None)?)?;
         drop(x);
         let attended = attention(&q, &k, &v, 1)?;
         drop((q, k, v));
-        let residual = band.x.reshape((dims.0 * dims.1, dims.2))?;
+        let residual = residual.reshape((dims.0 * dims.1, dims.2))?;
         let x = self.out.forward(&attended, Epilogue::Onto { residual: &residual, gate: None })?;
-        Ok(Band { x: x.reshape(dims)?, ..band })
+        band.slabs = Slabs::one(x.reshape(dims)?);
+        Ok(())
     }
 }
 

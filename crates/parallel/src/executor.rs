@@ -344,7 +344,7 @@ impl<'a> Run<'a> {
             None => with.clone(),
         };
         let (next, clean) = self.sampler.step(step.0, &self.x, &noise)?;
-        model::finite::check(&next, || "latents".into())
+        model::finite::check(std::slice::from_ref(&next), || "latents".into())
             .map_err(|error| RankError::of_forward(error, Some(step), self.rank))?;
         self.x = next;
         drop(held);

@@ -65,16 +65,16 @@ impl<'a> BandOfPixels<'a> {
 }
 
 impl RowExchange for BandOfPixels<'_> {
-    fn halo(&mut self, x: &Tensor) -> Result<Halo> {
+    fn halo(&mut self, first: &Tensor, last: &Tensor) -> Result<Halo> {
         let tag = self.next_tag();
-        let (n_rows, cols, channels) = x.dims3()?;
-        let place = Place::of(x);
+        let (_, cols, channels) = first.dims3()?;
+        let place = Place::of(first);
         let own_idx = self.own_idx();
         let above = own_idx.checked_sub(1).map(|idx| self.order[idx]);
         let below = self.order.get(own_idx + 1).copied();
-        for (to, row) in [(above, 0), (below, n_rows - 1)] {
+        for (to, row) in [(above, first), (below, last)] {
             if let Some(to) = to {
-                self.link.send(to, tag, &payload(&x.narrow(0, row, 1)?)?)?;
+                self.link.send(to, tag, &payload(row)?)?;
             }
         }
         let mut row_of = |from: Option<Rank>| {

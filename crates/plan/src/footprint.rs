@@ -45,7 +45,7 @@ fn dit_bytes(spec: &DitSpec, factor: usize, size: ImageSize) -> u128 {
     9 * tokens * spec.width() as u128 * F32_BYTES
 }
 
-/// Every step of the decode holds its input and its output; nothing else is whole.
+/// Layers of the decode give back what they have read while they compute, but for a slab of it.
 fn vae_bytes(spec: &VaeSpec, size: ImageSize) -> u128 {
     let pixels = u128::from(size.width_px) * u128::from(size.height_px);
     let at_level = |level: usize| pixels >> (2 * level);

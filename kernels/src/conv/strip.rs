@@ -11,7 +11,7 @@ const LEAST_ROWS: usize = 4;
 
 /// A band of rows to be convolved, and what lies beyond its edges.
 pub(super) struct Source<'a> {
-    values: *const f32,
+    values: &'a [f32],
     rows: usize,
     cols: usize,
     channels: usize,
@@ -20,15 +20,10 @@ pub(super) struct Source<'a> {
     norm: Option<&'a ChannelAffine>,
 }
 
-// SAFETY: `values` is read by several threads and written by none while they read: see `walk`.
-unsafe impl Sync for Source<'_> {}
-
 impl<'a> Source<'a> {
-    /// # Safety
-    /// `values` points to `rows × cols × channels` values that stay valid as long as this. Nobody writes them but
-    /// `emit` in [`walk`], and it the rows it is told.
-    pub(super) unsafe fn new(
-        values: *const f32,
+    /// `values` are `rows × cols × channels`.
+    pub(super) fn new(
+        values: &'a [f32],
         (rows, cols, channels): (usize, usize, usize),
         above: Option<Vec<f32>>,
         below: Option<Vec<f32>>,
@@ -48,8 +43,7 @@ impl<'a> Source<'a> {
         } else if row == self.rows + 1 {
             self.below.as_deref()
         } else {
-            // SAFETY: `row - 1` is one of the rows `values` points to.
-            Some(unsafe { std::slice::from_raw_parts(self.values.add((row - 1) * len), len) })
+            Some(&self.values[(row - 1) * len..][..len])
         };
         let inner = &mut padded[self.channels..][..len];
         match (raw, self.norm) {
@@ -74,10 +68,8 @@ impl Strip {
     }
 }
 
-/// Moves a strip down the source: `emit(strip, first, n)` computes output rows `first..first + n`.
-///
-/// `emit` may overwrite those very rows of the source. The rows still needed, the last two of the strip, are
-/// carried over in their padded form, and rows further down have not been written.
+/// Moves a strip down the source: `emit(strip, first, n)` computes output rows `first..first + n`. The last two rows of a
+/// strip are carried over to the next in their padded form.
 pub(super) fn walk(source: &Source<'_>, emit: impl Fn(&Strip, usize, usize)) {
     let row_len = (source.cols + 2) * source.channels;
     let n_rows = (STRIP_BYTES / (4 * row_len)).saturating_sub(2).max(LEAST_ROWS).min(source.rows);

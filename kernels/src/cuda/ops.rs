@@ -4,7 +4,7 @@ use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
 
 use super::device::{number_of, room, run, vector, with_addresses};
 use super::job::{Affine, Attention, Compression, Finish, Finite, MAX_HEAD_WIDTH, Modulation, MomentsOf, Product};
-use crate::conv::{Halo, Shortcut};
+use crate::conv::Halo;
 use crate::group_norm::{ChannelAffine, Moments};
 use crate::linear::Epilogue;
 
@@ -52,44 +52,30 @@ impl Layer {
         Ok(out)
     }
 
-    /// `x` `[rows, cols, channels]` to `[rows, cols, outputs]`, or twice as many rows and columns.
+    /// `x` `[rows, cols, channels]` to `[rows, cols, outputs]`, or twice as many rows and columns; added to `onto` `[rows,
+    /// cols, outputs]` in its place if there is one.
     pub(crate) fn convolve(
         &self,
         device: &CudaDevice,
         x: &Tensor,
         halo: &Halo,
         norm: Option<&ChannelAffine>,
-        shortcut: Shortcut<'_>,
+        onto: Option<Tensor>,
     ) -> Result<Tensor> {
         let (rows, cols, channels) = x.dims3()?;
         if channels != self.channels || cols == 0 || norm.is_some_and(|norm| norm.scale.len() != channels) {
             bail!("a convolution of {} channels was given {:?}", self.channels, x.dims());
         }
         let scale = if self.taps == 4 { 2 } else { 1 };
-        let axes = (scale * rows, scale * cols, self.outputs);
         let picture = Picture { x, halo, norm, axes: (rows, cols) };
-        let fits = |tensor: &Tensor, width: usize| tensor.elem_count() == rows * cols * width;
-        match shortcut {
-            Shortcut::None => {
-                let out = room(axes, number_of(x)?, device)?;
-                self.run(device, &picture, Finish::Plain, None, None, &out)?;
-                Ok(out)
-            }
-            Shortcut::Add(tensor) if fits(tensor, self.outputs) => {
-                let out = room(axes, number_of(x)?, device)?;
-                self.run(device, &picture, Finish::Onto, Some(tensor), None, &out)?;
-                Ok(out)
-            }
-            Shortcut::Project(linear, tensor) if fits(tensor, linear.inputs()) && linear.outputs() == self.outputs => {
-                // The convolution's result is added where the projection lies, which nobody else has seen.
-                let out = linear.forward(&tensor.reshape((rows * cols, linear.inputs()))?, Epilogue::None)?;
-                self.run(device, &picture, Finish::Onto, Some(&out), None, &out)?;
-                out.reshape(axes)
-            }
-            Shortcut::Add(tensor) | Shortcut::Project(_, tensor) => {
-                bail!("a shortcut of {:?} for {rows}x{cols} pixels", tensor.dims())
-            }
+        if let Some(onto) = onto {
+            // A value is read by the thread that writes its sum there.
+            self.run(device, &picture, Finish::Onto, Some(&onto), None, &onto)?;
+            return Ok(onto);
         }
+        let out = room((scale * rows, scale * cols, self.outputs), number_of(x)?, device)?;
+        self.run(device, &picture, Finish::Plain, None, None, &out)?;
+        Ok(out)
     }
 
     fn run(
@@ -150,7 +136,8 @@ impl Layer {
                 taps: self.taps as i32,
                 finish,
             };
-            // SAFETY: every tensor has the shape the kernel's struct names, as checked above; `out` was just made.
+            // SAFETY: every tensor has the shape the kernel's struct names, as checked above; `out` was just made, or is the
+            // residual, which its owner gave away.
             unsafe { run(device, number, &parameters) }
         })
     }
@@ -232,18 +219,31 @@ impl CompressLayer {
     }
 }
 
-/// Partial moments, `[blocks][groups]`.
-pub(crate) fn moments(device: &CudaDevice, x: &Tensor, groups: usize, block_rows: usize) -> Result<Vec<Moments>> {
-    let (rows, cols, channels) = x.dims3()?;
-    let n_blocks = rows / block_rows;
-    let number = number_of(x)?;
-    let out = Tensor::zeros(n_blocks * groups * 3, DType::F64, &Device::Cuda(device.clone()))?;
-    with_addresses(device, [Some(x), Some(&out)], |[x, out]| {
-        let (pixels, n_blocks) = ((block_rows * cols) as i64, n_blocks as i64);
-        let parameters = MomentsOf { x, out, pixels, channels: channels as i32, groups: groups as i32, n_blocks };
-        // SAFETY: the caller has checked that blocks and groups divide evenly; `out` was just made.
-        unsafe { run(device, number, &parameters) }
-    })?;
+/// Partial moments of pieces that follow each other, `[blocks][groups]`; asked for once, so that the device is waited for
+/// once.
+pub(crate) fn moments(
+    device: &CudaDevice,
+    pieces: &[Tensor],
+    groups: usize,
+    block_rows: usize,
+) -> Result<Vec<Moments>> {
+    let n_blocks = |x: &Tensor| Ok::<_, candle_core::Error>(x.dim(0)? / block_rows);
+    let all_blocks = pieces.iter().map(n_blocks).sum::<Result<usize>>()?;
+    let out = Tensor::zeros(all_blocks * groups * 3, DType::F64, &Device::Cuda(device.clone()))?;
+    let mut first = 0;
+    for x in pieces {
+        let (_, cols, channels) = x.dims3()?;
+        let (number, n_blocks) = (number_of(x)?, n_blocks(x)?);
+        let len = n_blocks * groups * 3;
+        let part = out.narrow(0, first, len)?;
+        first += len;
+        with_addresses(device, [Some(x), Some(&part)], |[x, out]| {
+            let (pixels, n_blocks) = ((block_rows * cols) as i64, n_blocks as i64);
+            let parameters = MomentsOf { x, out, pixels, channels: channels as i32, groups: groups as i32, n_blocks };
+            // SAFETY: the caller has checked that blocks and groups divide evenly; the part is this piece's alone.
+            unsafe { run(device, number, &parameters) }
+        })?;
+    }
     let all = out.to_vec1::<f64>()?;
     Ok(all.chunks_exact(3).map(|part| Moments { count: part[0], mean: part[1], m2: part[2] }).collect())
 }
@@ -262,14 +262,16 @@ pub(crate) fn apply(device: &CudaDevice, x: &Tensor, affine: &ChannelAffine) -> 
     Ok(out)
 }
 
-/// Whether all values are finite.
-pub(crate) fn is_finite(device: &CudaDevice, x: &Tensor) -> Result<bool> {
-    let number = number_of(x)?;
-    let fault = Tensor::zeros(1, DType::U32, x.device())?;
-    with_addresses(device, [Some(x), Some(&fault)], |[x_at, fault]| {
-        // SAFETY: `fault` is one number, just made.
-        unsafe { run(device, number, &Finite { x: x_at, fault, n: x.elem_count() as i64 }) }
-    })?;
+/// Whether all values of all tensors are finite; asked for once.
+pub(crate) fn is_finite(device: &CudaDevice, all: &[Tensor]) -> Result<bool> {
+    let fault = Tensor::zeros(1, DType::U32, &Device::Cuda(device.clone()))?;
+    for x in all {
+        let number = number_of(x)?;
+        with_addresses(device, [Some(x), Some(&fault)], |[x_at, fault]| {
+            // SAFETY: `fault` is one number, just made.
+            unsafe { run(device, number, &Finite { x: x_at, fault, n: x.elem_count() as i64 }) }
+        })?;
+    }
     Ok(fault.to_vec1::<u32>()? == [0])
 }
 

@@ -2,8 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use kernels::{
-    Compress, Conv3x3, Epilogue, Halo, Linear, Mlp, Shortcut, UpConv, affine_of, apply, attention, layer_norm_modulate,
-    moments,
+    Compress, Conv3x3, Epilogue, Halo, Linear, Mlp, UpConv, affine_of, apply, attention, layer_norm_modulate, moments,
 };
 
 use crate::random::Random;
@@ -158,19 +157,19 @@ fn a_convolution_is_candle_s() {
         let x = random.tensor(&[rows, cols, inputs]);
         let (w, b) = (random.tensor(&[outputs, inputs, 3, 3]), random.tensor(&[outputs]));
         let conv = Conv3x3::new(&w, &b).expect("fits");
-        let ours = conv.forward(&x, &Halo::default(), None, Shortcut::None).expect("fits");
+        let ours = conv.forward(&x, &Halo::default(), None).expect("fits");
         near(&ours, &from_planes(&candle_conv(&planes(&x), &w, &b)), 3e-6);
     }
 }
 
 #[test]
-fn a_convolution_normalises_first_and_adds_the_shortcut_last() {
+fn a_convolution_normalises_first_and_is_added_onto_a_shortcut() {
     let random = &mut Random(7);
     let (rows, cols, channels, groups) = (70, 30, 32, 8);
     let x = ((random.tensor(&[rows, cols, channels]) * 3.0).and_then(|x| x + 5.0)).expect("values off zero");
     let (w, b) = (random.tensor(&[channels, channels, 3, 3]), random.tensor(&[channels]));
     let (weight, bias) = (random.vector(channels), random.vector(channels));
-    let affine = affine_of(&moments(&x, groups, 2).expect("fits"), groups, &weight, &bias, 1e-6);
+    let affine = affine_of(&moments(std::slice::from_ref(&x), groups, 2).expect("fits"), groups, &weight, &bias, 1e-6);
 
     let per_group = channels / groups;
     let values = to_f64(&x);
@@ -191,11 +190,8 @@ fn a_convolution_normalises_first_and_adds_the_shortcut_last() {
     let active = Tensor::from_vec(active, (rows, cols, channels), x.device()).expect("fits");
     let expected = from_planes(&candle_conv(&planes(&active), &w, &b).add(&planes(&x)).expect("a sum"));
     let conv = Conv3x3::new(&w, &b).expect("fits");
-    let apart = conv.forward(&x, &Halo::default(), Some(&affine), Shortcut::Add(&x)).expect("fits");
-    near(&apart, &expected, 1e-5);
-    let copy = x.force_contiguous().expect("a copy");
-    let in_place = conv.forward_in_place(copy, &Halo::default(), Some(&affine), Shortcut::Add(&x)).expect("fits");
-    assert_eq!(crate::random::bits(&in_place), crate::random::bits(&apart));
+    let shortcut = x.force_contiguous().expect("a copy");
+    near(&conv.forward_onto(&x, &Halo::default(), Some(&affine), shortcut).expect("fits"), &expected, 1e-5);
 }
 
 #[test]
@@ -244,7 +240,7 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(attention(&q, &q, &q, 3).is_err());
     let conv = Conv3x3::new(&random.tensor(&[4, 4, 3, 3]), &random.tensor(&[4])).expect("fits");
     let halo = Halo { above: Some(random.tensor(&[1, 2, 4])), below: None };
-    assert!(conv.forward(&random.tensor(&[2, 3, 4]), &halo, None, Shortcut::None).is_err());
+    assert!(conv.forward(&random.tensor(&[2, 3, 4]), &halo, None).is_err());
 }
 
 /// Vector loads do not check lengths: what is too short must be refused before.
@@ -285,22 +281,24 @@ fn nothing_at_all_is_an_error_and_no_panic() {
     let (w, b) = (random.tensor(&[4, 4, 3, 3]), random.tensor(&[4]));
     let no_pixels = empty(&[3, 0, 4]);
     let conv = Conv3x3::new(&w, &b).expect("fits");
-    assert!(conv.forward(&no_pixels, &Halo::default(), None, Shortcut::None).is_err());
+    assert!(conv.forward(&no_pixels, &Halo::default(), None).is_err());
     assert!(UpConv::new(&w, &b).expect("fits").forward(&no_pixels, &Halo::default()).is_err());
-    assert!(moments(&no_pixels, 2, 1).is_err());
-    assert!(moments(&random.tensor(&[2, 2, 4]), 0, 1).is_err());
-    assert!(moments(&random.tensor(&[2, 2, 4]), 2, 0).is_err());
-    let affine = affine_of(&moments(&random.tensor(&[2, 2, 4]), 2, 1).expect("fits"), 2, &[1.0; 4], &[0.0; 4], 1e-6);
+    assert!(moments(&[no_pixels.clone()], 2, 1).is_err());
+    assert!(moments(&[random.tensor(&[2, 2, 4])], 0, 1).is_err());
+    assert!(moments(&[random.tensor(&[2, 2, 4])], 2, 0).is_err());
+    let affine = affine_of(&moments(&[random.tensor(&[2, 2, 4])], 2, 1).expect("fits"), 2, &[1.0; 4], &[0.0; 4], 1e-6);
     assert!(apply(&no_pixels, &affine).is_err());
     let compress = Compress::new(&random.tensor(&[4, 1, 2, 2]), &b, &b, &b).expect("fits");
     assert!(compress.forward(&random.tensor(&[6, 4]), 0).is_err());
 }
 
 #[test]
-fn a_convolution_does_not_write_over_its_own_shortcut() {
+fn a_convolution_is_added_onto_what_has_its_shape_and_is_not_its_input() {
     let random = &mut Random(13);
     let conv = Conv3x3::new(&random.tensor(&[4, 4, 3, 3]), &random.tensor(&[4])).expect("fits");
     let x = random.tensor(&[2, 3, 4]);
-    let view = x.clone();
-    assert!(conv.forward_in_place(x, &Halo::default(), None, Shortcut::Add(&view)).is_err());
+    let refused = |onto: Tensor| conv.forward_onto(&x, &Halo::default(), None, onto).is_err();
+    assert!(refused(x.clone()));
+    assert!(refused(random.tensor(&[3, 2, 4])));
+    assert!(!refused(random.tensor(&[2, 3, 4])));
 }

@@ -2,7 +2,7 @@
 //! rows of many are those rows alone, as they are not where an index runs over. The large ones are for a GPU.
 
 use candle_core::{DType, Tensor};
-use kernels::{Conv3x3, Halo, Shortcut, attention};
+use kernels::{Conv3x3, Halo, attention};
 use model::Place;
 use model::place::bring_back;
 
@@ -74,15 +74,15 @@ fn last_pixels_are_themselves_and_the_cpu_s(place: &Place, (n_rows, cols, channe
     let conv = Conv3x3::new(&weight, &bias).expect("is a convolution");
     let first = n_rows - N_LAST;
     let (band, above) = (rows(&x, first, N_LAST), rows(&x, first - 1, 1));
-    let all = conv.forward(&x, &Halo::default(), None, Shortcut::None).expect("convolves");
+    let all = conv.forward(&x, &Halo::default(), None).expect("convolves");
     drop(x);
     let halo = Halo { above: Some(above.clone()), below: None };
-    let alone = conv.forward(&band, &halo, None, Shortcut::None).expect("convolves");
+    let alone = conv.forward(&band, &halo, None).expect("convolves");
     let last = rows(&all, first, N_LAST);
     assert!(values(&last) == values(&alone), "the last rows of {n_rows}x{cols}x{channels} have other bits alone");
     let on_cpu = Conv3x3::new(&here(&weight), &bias).expect("is a convolution");
     let halo = Halo { above: Some(here(&above)), below: None };
-    let expected = on_cpu.forward(&here(&band), &halo, None, Shortcut::None).expect("convolves");
+    let expected = on_cpu.forward(&here(&band), &halo, None).expect("convolves");
     near(&format!("last rows of a convolution of {n_rows}x{cols}x{channels}"), place, &alone, &expected);
 }
 
