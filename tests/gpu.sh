@@ -31,12 +31,19 @@ stop() {
     exit
 }
 
+any_alive() {
+    local pid
+    for pid; do kill -0 "$pid" 2>/dev/null && return; done
+    return 1
+}
+
 # Ends processes: asked first, then not.
 end() {
     local idx
-    [ $# -gt 0 ] && kill "$@" 2>/dev/null || return 0
+    [ $# -gt 0 ] || return 0
+    kill "$@" 2>/dev/null
     for ((idx = 0; idx < 70; idx++)); do
-        kill -0 "$@" 2>/dev/null || break
+        any_alive "$@" || break
         sleep 0.1
     done
     kill -9 "$@" 2>/dev/null
@@ -132,23 +139,27 @@ fi
 
 tests() { FRESCO_TEST_DEVICE=$1 bounded "$patience" "$bin/gpu-tests" "${@:2}" --test-threads 1; }
 
-# A farm of N workers, a process each, on one GPU; its picture lies in $work/N.png.
+# A farm of N workers, a process each, on one GPU; its picture lies in $work/N.png. With `fault` the last worker's GPU is lost
+# at that launch, which only an emulated one does on request.
 farm() {
     local n_before=${#running[@]} status=0
-    draw "$1" || { status=1 && tail -n 20 "$work/serve-$1" "$work"/worker-"$1"-*; }
+    draw "$@" || { status=1 && tail -n 20 "$work/serve-$1" "$work"/worker-"$1"-*; }
     end "${running[@]:n_before}"
     running=("${running[@]:0:n_before}")
     return $status
 }
 
 draw() {
-    local n=$1 port=$((17400 + $1)) first=${#running[@]} start=$SECONDS idx job
+    local n=$1 fault=${2-} port=$((17400 + $1)) first=${#running[@]} start=$SECONDS idx job
+    rm -rf "$work/data-$n" "$work/worker-$n-"*
     "$bin/fresco" serve --workers 0 --listen "127.0.0.1:$port" --data "$work/data-$n" >"$work/serve-$n" 2>&1 3>&- &
     running+=($!)
     for ((idx = 0; idx < n; idx++)); do
+        [ -z "$fault" ] || [ "$idx" -lt $((n - 1)) ] || export FRESCO_EMULATED_FAULT=$fault
         "$bin/fresco" worker --device "$device" --coordinator "http://127.0.0.1:$port" --model models/demo \
             --name "gpu-$idx" >"$work/worker-$n-$idx" 2>&1 3>&- &
         running+=($!)
+        unset FRESCO_EMULATED_FAULT
     done
     while [ "$(cat "$work/worker-$n-"* | grep -c joined)" -lt "$n" ]; do
         for idx in "${running[@]:first}"; do kill -0 "$idx" 2>/dev/null || { echo "a process ended by itself" && return 1; }; done
@@ -158,12 +169,19 @@ draw() {
     bounded "$patience" "$bin/fresco" submit "a deep canyon at sunset with two moons on the left" --size "$size" --steps 4 \
         --seed 7 --coordinator "http://127.0.0.1:$port" --wait --json >"$work/job-$n" || return 1
     job=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["job"])' "$work/job-$n") || return 1
-    bounded "$patience" "$bin/fresco" download "$job" --coordinator "http://127.0.0.1:$port" --out "$work/$n.png" || return 1
+    bounded "$patience" "$bin/fresco" download "$job" --coordinator "http://127.0.0.1:$port" --out "$work/$n.png" --force || return 1
     # A picture that one worker drew while the others looked on would prove nothing.
     local ranks others
     ranks=$(sed -n "s/.*assigned worker=\([^ ]*\) .*n_ranks=$n .*/\1/p" "$work/serve-$n" | sort -u | wc -l)
     others=$(grep " assigned " "$work/serve-$n" | grep -vc "n_ranks=$n ")
-    [ "$ranks,$others" = "$n,0" ] || { echo "$ranks of $n workers drew it, $others parts were of another number" && return 1; }
+    [ "$ranks" = "$n" ] || { echo "$ranks of $n workers drew it" && return 1; }
+    if [ -n "$fault" ]; then
+        [ "$others" -gt 0 ] || { echo "no GPU was lost before launch $fault" && return 1; }
+        kill -0 "${running[-1]}" 2>/dev/null && echo "the worker whose GPU is lost did not leave" && return 1
+        grep -q "ILLEGAL_ADDRESS, code 700" "$work/serve-$n" || { echo "the coordinator was not told why" && return 1; }
+    else
+        [ "$others" = 0 ] || { echo "$others parts were of another number of workers" && return 1; }
+    fi
 }
 
 # Passes if a program says `words` and ends or fails as it should.
@@ -199,6 +217,10 @@ run_checks() {
         check "$n worker processes draw a picture" farm "$n"
         check "its bytes are those of one" cmp "$work/1.png" "$work/$n.png"
     done
+    if [ -n "$emulated" ]; then
+        check "a worker whose GPU is lost in the midst of a picture leaves" farm 2 1200
+        check "the picture that goes on elsewhere has the same bytes" cmp "$work/1.png" "$work/2.png"
+    fi
     cp "$work/1.png" "$out/gpu.png" 2>/dev/null
 }
 

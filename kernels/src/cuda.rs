@@ -14,6 +14,8 @@ pub(crate) mod ops;
 #[cfg(feature = "cuda")]
 pub(crate) mod pool;
 pub(crate) mod probe;
+#[cfg(feature = "cuda")]
+pub(crate) mod travel;
 
 #[cfg(test)]
 mod emulated;

@@ -28,7 +28,9 @@ pub use cuda::device::{architecture, explain, gpu, overwrite};
 #[cfg(feature = "cuda")]
 pub use cuda::pool::{free_bytes, peak_bytes, restart_peak};
 pub use cuda::probe::{Gpu, GpuError, find_gpu};
-pub use finite::{all_finite, is_finite};
+#[cfg(feature = "cuda")]
+pub use cuda::travel::{HostValues, Leaving, arrive, leave};
+pub use finite::{all_finite, all_finite_bf16, is_finite};
 pub use group_norm::{ChannelAffine, Moments, affine_of, apply, moments};
 pub use isa::{Isa, isa};
 pub use linear::{Epilogue, Linear, Mlp};

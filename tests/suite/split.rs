@@ -98,7 +98,7 @@ fn run(
     let g = mesh.bands().len();
     let exchanges = match exchange {
         Some(exchange) => vec![exchange; spec.dit.depth],
-        None => Exchange::for_blocks(&spec.dit, n_tokens, g, plan::Pace::default()),
+        None => Exchange::for_blocks(&spec.dit, n_tokens, g, plan::Pace::CPU),
     };
     let group = Group::new(Epoch(1), mesh.n_ranks(), SILENCE);
     let keeper = Keeper { stops_before, rows: Mutex::default() };

@@ -2,7 +2,7 @@
 //!
 //! The need itself is `plan::Footprint`'s; this file asks the system what it can give.
 
-use plan::{Footprint, ImageSize, ModelSpec};
+use plan::{Footprint, ImageSize, ModelSpec, Share};
 use sysinfo::System;
 
 /// Memory of this machine, or of the part of it this process may use.
@@ -35,7 +35,8 @@ impl Memory {
 
     /// Refuses a picture that needs more than there is.
     pub(crate) fn check(&self, spec: &ModelSpec, size: ImageSize, weights_bytes: u64) -> Result<(), String> {
-        let need_bytes = Footprint::of(spec, size, weights_bytes).peak_bytes();
+        let footprint = Footprint::of(spec, size, Share::whole(spec, size), size_of::<f32>() as u64);
+        let need_bytes = footprint.on_cpu_bytes(weights_bytes);
         if self.total_bytes == 0 || need_bytes <= u128::from(self.available_bytes) {
             return Ok(());
         }

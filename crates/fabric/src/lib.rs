@@ -15,20 +15,26 @@ mod spares;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use half::bf16;
 use plan::{Epoch, Rank};
 
 /// Which tensor of an epoch this is; packed by the caller, opaque here. One tag is sent once per pair and epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(pub u64);
 
+/// bf16 values in memory of whatever kind: a GPU's are in memory it can write to itself.
+pub type Bf16Values = Arc<dyn AsRef<[bf16]> + Send + Sync>;
+
 /// The numbers of one tensor. Cloning shares them; a port keeps a share of large ones it received, to write to the
 /// memory again once it has the only one.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone)]
 pub enum Payload {
     /// f32 values.
     F32(Arc<Vec<f32>>),
     /// f64 values.
     F64(Arc<Vec<f64>>),
+    /// bf16 values.
+    Bf16(Bf16Values),
     /// Anything else.
     Bytes(Bytes),
 }

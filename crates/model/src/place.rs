@@ -3,7 +3,13 @@
 //! Latents, the sampler, the timestep's small network and the text encoder stay on the CPU in f32: they are little work, and
 //! so the same on every machine. Tokens and pixels live on the place.
 
+mod travel;
+
 use candle_core::{DType, Device, Result, Tensor};
+pub use travel::{Leaving, Values, leave};
+
+#[cfg(feature = "cuda")]
+use crate::finite::first_line;
 
 /// A device and the type it computes in.
 #[derive(Debug, Clone)]
@@ -57,21 +63,41 @@ impl Place {
     }
 
     /// Bytes of a value.
-    pub(crate) fn value_bytes(&self) -> u64 {
+    pub fn value_bytes(&self) -> u64 {
         self.dtype.size_in_bytes() as u64
     }
 
     /// Passes if a GPU has room for `needed_bytes`; a CPU's memory is the system's business.
     ///
     /// # Errors
-    /// The need and what is free, in words.
-    pub fn check_room(&self, needed_bytes: u64) -> std::result::Result<(), String> {
+    /// The need and what is free.
+    pub fn check_room(&self, needed_bytes: u64) -> std::result::Result<(), RoomError> {
         match &self.device {
             #[cfg(feature = "cuda")]
             Device::Cuda(gpu) => {
-                fits(needed_bytes, kernels::free_bytes(gpu).map_err(|error| error.to_string())? as u64)
+                let free = kernels::free_bytes(gpu).map_err(|error| RoomError::Device(first_line(&error)))?;
+                fits(needed_bytes, free as u64)
             }
             _ => fits(needed_bytes, u64::MAX),
+        }
+    }
+
+    /// Begins a new peak of what this process holds of a GPU's memory; gives what it holds now, nothing on a CPU or if the
+    /// driver does not tell.
+    pub fn restart_peak(&self) -> Option<u64> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => kernels::restart_peak(gpu).ok()?,
+            _ => None,
+        }
+    }
+
+    /// The most it held since then.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => kernels::peak_bytes(gpu).ok()?,
+            _ => None,
         }
     }
 
@@ -99,12 +125,23 @@ impl Place {
     }
 }
 
-fn fits(needed_bytes: u64, free_bytes: u64) -> std::result::Result<(), String> {
+/// Why something has no room on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RoomError {
+    /// Too little is free.
+    #[error("{need_mib} MiB of the GPU's memory are needed, {free_mib} MiB are free")]
+    #[allow(missing_docs)]
+    Short { need_mib: u64, free_mib: u64 },
+    /// The GPU does not answer.
+    #[error("{0}")]
+    Device(String),
+}
+
+fn fits(needed_bytes: u64, free_bytes: u64) -> std::result::Result<(), RoomError> {
     if needed_bytes <= free_bytes {
         return Ok(());
     }
-    let [needed, free] = [needed_bytes.div_ceil(1 << 20), free_bytes >> 20];
-    Err(format!("its networks need {needed} MiB of the GPU's memory, {free} MiB are free: stop what else uses it"))
+    Err(RoomError::Short { need_mib: needed_bytes.div_ceil(1 << 20), free_mib: free_bytes >> 20 })
 }
 
 /// `x` on the CPU, in f32.
@@ -124,9 +161,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_too_large_for_a_gpu_are_told_by_need_and_room() {
+    fn what_is_too_large_for_a_gpu_is_told_by_need_and_room() {
         assert_eq!(fits(1 << 30, 1 << 30), Ok(()));
         let error = fits((1 << 30) + 1, 1 << 30).expect_err("does not fit");
-        assert!(error.starts_with("its networks need 1025 MiB of the GPU's memory, 1024 MiB are free"), "{error}");
+        assert_eq!(error.to_string(), "1025 MiB of the GPU's memory are needed, 1024 MiB are free");
     }
 }

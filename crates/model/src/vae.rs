@@ -6,7 +6,7 @@
 
 use candle_core::{Result, Tensor};
 use kernels::{ChannelAffine, Conv3x3, Epilogue, Halo, Linear, UpConv, affine_of, apply, attention, moments};
-use plan::VaeSpec;
+use plan::{SLAB_BYTES, VaeSpec};
 
 use crate::dit::linear;
 use crate::finite::{self, ForwardError};
@@ -20,8 +20,6 @@ use slabs::Slabs;
 /// Added to the variance in every group norm.
 const NORM_EPS: f64 = 1e-6;
 const IMAGE_CHANNELS: usize = 3;
-/// Bytes of a slab: enough to fill a GPU, and little beside the gigabytes of a large picture.
-const SLAB_BYTES: u64 = 64 << 20;
 
 /// The decoder's weights.
 pub struct Decoder {

@@ -1,14 +1,14 @@
-//! A rank's fabric as tensors see it: f32 values in and out, and the first fault remembered.
+//! A rank's fabric as tensors see it: values in and out, in the type they are computed in, and the first fault remembered.
 //!
 //! The model's seams speak candle's errors; what the fabric said would be lost in them, so it is kept here. Values that
 //! are not finite do not leave their rank: others would find them too, and nobody could say whose they were.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use fabric::{Fabric, FabricError, Payload};
 use model::Place;
-use model::place::bring_back;
+use model::place::{Leaving, Values, leave};
 use plan::Rank;
 use plan::program::Tag;
 
@@ -50,6 +50,7 @@ impl<'a> Link<'a> {
         let is_finite = match x {
             Payload::F32(values) => kernels::all_finite(values),
             Payload::F64(values) => values.iter().all(|value| value.is_finite()),
+            Payload::Bf16(values) => kernels::all_finite_bf16((**values).as_ref()),
             Payload::Bytes(_) => true,
         };
         if !is_finite {
@@ -66,14 +67,6 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Awaits f64 values.
-    pub(crate) fn recv_f64(&self, from: Rank, tag: Tag) -> Result<Arc<Vec<f64>>> {
-        match self.recv(from, tag)? {
-            Payload::F64(values) => Ok(values),
-            other => self.wrong_type(from, "f64 values", &other),
-        }
-    }
-
     /// Awaits bytes.
     pub(crate) fn recv_bytes(&self, from: Rank, tag: Tag) -> Result<bytes::Bytes> {
         match self.recv(from, tag)? {
@@ -82,14 +75,33 @@ impl<'a> Link<'a> {
         }
     }
 
-    fn recv(&self, from: Rank, tag: Tag) -> Result<Payload> {
+    /// Awaits values of any type.
+    pub(crate) fn recv(&self, from: Rank, tag: Tag) -> Result<Payload> {
         self.keep(self.fabric.recv(from, fabric::Tag(tag.pack())))
+    }
+
+    /// What came from rank `from` as rows of `width` values, where and in the type the networks compute.
+    pub(crate) fn rows(&self, from: Rank, came: &Payload, width: usize, place: &Place) -> Result<Tensor> {
+        match came {
+            Payload::F32(values) if !place.sends_bf16() => place.arrive_f32(values, width),
+            Payload::Bf16(values) if place.sends_bf16() => place.arrive_bf16((**values).as_ref(), width),
+            other => self.wrong_type(from, if place.sends_bf16() { "bf16 values" } else { "f32 values" }, other),
+        }
+    }
+
+    /// What came from rank `from` as f64 values.
+    pub(crate) fn f64_values(&self, from: Rank, came: &Payload) -> Result<Arc<Vec<f64>>> {
+        match came {
+            Payload::F64(values) => Ok(Arc::clone(values)),
+            other => self.wrong_type(from, "f64 values", other),
+        }
     }
 
     fn wrong_type<T>(&self, peer: Rank, expected: &'static str, found: &Payload) -> Result<T> {
         let found = match found {
             Payload::F32(_) => "f32 values",
             Payload::F64(_) => "f64 values",
+            Payload::Bf16(_) => "bf16 values",
             Payload::Bytes(_) => "bytes",
         };
         self.keep(Err(LinkFault::from(FabricError::Type { peer, expected, found })))
@@ -107,13 +119,13 @@ impl<'a> Link<'a> {
 
 /// The values of `x`, from wherever it lies, ready to travel.
 pub(crate) fn payload(x: &Tensor) -> Result<Payload> {
-    Ok(Payload::F32(Arc::new(bring_back(x)?.flatten_all()?.to_vec1()?)))
+    when_there(leave(x)?)
 }
 
-/// Parts that follow each other as one tensor of rows of `width` values, where and in the type the networks compute.
-pub(crate) fn rows_of(parts: &[Arc<Vec<f32>>], width: usize, place: &Place) -> Result<Tensor> {
-    let mut all = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
-    parts.iter().for_each(|part| all.extend_from_slice(part));
-    let n_rows = all.len() / width.max(1);
-    place.take(&Tensor::from_vec(all, (n_rows, width), &Device::Cpu)?)
+/// Values that left, once they are there.
+pub(crate) fn when_there(leaving: Leaving) -> Result<Payload> {
+    Ok(match leaving.wait()? {
+        Values::F32(values) => Payload::F32(Arc::new(values)),
+        Values::Bf16(values) => Payload::Bf16(values),
+    })
 }

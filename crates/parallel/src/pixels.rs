@@ -4,16 +4,15 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use fabric::Payload;
 use kernels::{Halo, Moments};
 use model::Place;
-use model::place::bring_back;
 use model::seam::RowExchange;
 use plan::Rank;
 use plan::program::Tag;
 
-use crate::link::{Link, payload, rows_of};
+use crate::link::{Link, payload};
 use crate::turn::Held;
 
 /// One rank's band of pixel rows.
@@ -47,17 +46,19 @@ impl<'a> BandOfPixels<'a> {
     }
 
     /// What every rank sent, this one's own included, from the top.
-    fn collect<T>(
+    fn collect<T: Clone>(
         &mut self,
-        own: Arc<Vec<T>>,
-        recv: impl Fn(&Link<'_>, Rank) -> Result<Arc<Vec<T>>>,
-    ) -> Result<Vec<Arc<Vec<T>>>> {
+        tag: Tag,
+        own: &T,
+        read: impl Fn(&Link<'_>, Rank, &Payload) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let mut parts = Vec::with_capacity(self.order.len());
         for from in &self.order {
             parts.push(if *from == self.link.rank() {
-                Arc::clone(&own)
+                own.clone()
             } else {
-                self.turn.aside(|| recv(self.link, *from))?
+                let came = self.turn.aside(|| self.link.recv(*from, tag))?;
+                read(self.link, *from, &came)?
             });
         }
         Ok(parts)
@@ -77,10 +78,11 @@ impl RowExchange for BandOfPixels<'_> {
                 self.link.send(to, tag, &payload(row)?)?;
             }
         }
-        let mut row_of = |from: Option<Rank>| {
-            let values = from.map(|from| self.turn.aside(|| self.link.recv_f32(from, tag))).transpose()?;
-            let row = values.map(|values| place.take(&Tensor::from_slice(&values, (1, cols, channels), &Device::Cpu)?));
-            row.transpose()
+        let mut row_of = |from: Option<Rank>| -> Result<Option<Tensor>> {
+            let Some(from) = from else { return Ok(None) };
+            let came = self.turn.aside(|| self.link.recv(from, tag))?;
+            let row = self.link.rows(from, &came, cols * channels, &place)?;
+            Ok(Some(row.reshape((1, cols, channels))?))
         };
         Ok(Halo { above: row_of(above)?, below: row_of(below)? })
     }
@@ -90,19 +92,16 @@ impl RowExchange for BandOfPixels<'_> {
         let own: Vec<f64> = partials.iter().flat_map(|part| [part.count, part.mean, part.m2]).collect();
         let own = Arc::new(own);
         self.send_to_others(tag, &Payload::F64(Arc::clone(&own)))?;
-        let parts = self.collect(own, |link, from| link.recv_f64(from, tag))?;
+        let parts = self.collect(tag, &own, |link, from, came| link.f64_values(from, came))?;
         let all = parts.iter().flat_map(|part| part.chunks_exact(3));
         Ok(all.map(|part| Moments { count: part[0], mean: part[1], m2: part[2] }).collect())
     }
 
     fn gather(&mut self, x: Tensor) -> Result<Tensor> {
         let tag = self.next_tag();
-        let width = x.dim(1)?;
-        let place = Place::of(&x);
-        let own = Arc::new(bring_back(&x)?.flatten_all()?.to_vec1::<f32>()?);
-        drop(x);
-        self.send_to_others(tag, &Payload::F32(Arc::clone(&own)))?;
-        let parts = self.collect(own, |link, from| link.recv_f32(from, tag))?;
-        rows_of(&parts, width, &place)
+        let (width, place) = (x.dim(1)?, Place::of(&x));
+        self.send_to_others(tag, &payload(&x)?)?;
+        let parts = self.collect(tag, &x, |link, from, came| link.rows(from, came, width, &place))?;
+        Tensor::cat(&parts, 0)
     }
 }

@@ -5,17 +5,16 @@
 //! the rest while it is on its way.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use fabric::Payload;
 use kernels::attention;
 use model::Place;
+use model::place::leave;
 use model::seam::{AttentionContext, SelfAttention};
 use plan::program::{Part, Tag};
 use plan::{Branch, Exchange, Rank, RowRange, StepIdx};
 
-use crate::link::{Link, payload, rows_of};
+use crate::link::{Link, payload, when_there};
 use crate::turn::Held;
 
 /// One branch's band of token rows in one step.
@@ -52,26 +51,30 @@ impl AttentionContext for BandOfTokens<'_> {
 impl BandOfTokens<'_> {
     fn gather_keys_and_values(&mut self, rows: &SelfAttention<'_>) -> Result<Tensor> {
         let (keys, values) = rows.keys_and_values(rows.rows())?;
-        let width = keys.dim(1)?;
-        let sent = [(Part::Keys, payload(&keys)?), (Part::Values, payload(&values)?)];
-        drop((keys, values));
-        for (part, own) in &sent {
-            self.send_to_others(rows, *part, own)?;
-        }
-        let queries = rows.queries()?;
-        let mut gathered = sent.into_iter().map(|(part, own)| self.gather(rows, part, own, width));
-        let (keys, values) = (gathered.next(), gathered.next());
-        let (Some(keys), Some(values)) = (keys, values) else { candle_core::bail!("keys and values are two") };
-        attention(&queries, &keys?, &values?, rows.heads())
+        let queries = self.send_before_queries(rows, &[(Part::Keys, &keys), (Part::Values, &values)])?;
+        let keys = self.gather(rows, Part::Keys, keys)?;
+        let values = self.gather(rows, Part::Values, values)?;
+        attention(&queries, &keys, &values, rows.heads())
     }
 
     fn gather_rows(&mut self, rows: &SelfAttention<'_>) -> Result<Tensor> {
-        let own = payload(rows.rows())?;
-        self.send_to_others(rows, Part::Rows, &own)?;
-        let queries = rows.queries()?;
-        let all = self.gather(rows, Part::Rows, own, rows.rows().dim(1)?)?;
+        let queries = self.send_before_queries(rows, &[(Part::Rows, rows.rows())])?;
+        let all = self.gather(rows, Part::Rows, rows.rows().clone())?;
         let (keys, values) = rows.keys_and_values(&all)?;
         attention(&queries, &keys, &values, rows.heads())
+    }
+
+    /// Sends `parts` to all others and computes the queries while they travel. A GPU is given the queries while it copies;
+    /// on a CPU, where they would hold up what is there already, they come behind.
+    fn send_before_queries(&mut self, rows: &SelfAttention<'_>, parts: &[(Part, &Tensor)]) -> Result<Tensor> {
+        let leaving = parts.iter().map(|(part, x)| Ok((*part, leave(x)?))).collect::<Result<Vec<_>>>()?;
+        let are_there = leaving.iter().all(|(_, leaving)| leaving.is_there());
+        let queries = (!are_there).then(|| rows.queries()).transpose()?;
+        for (part, leaving) in leaving {
+            let own = when_there(leaving)?;
+            self.others().try_for_each(|(_, to)| self.link.send(to, self.tag(rows, part), &own))?;
+        }
+        queries.map_or_else(|| rows.queries(), Ok)
     }
 
     /// Every rank attends with some heads for all rows (DeepSpeed-Ulysses, arXiv:2309.14509).
@@ -79,19 +82,19 @@ impl BandOfTokens<'_> {
         let (keys, values) = rows.keys_and_values(rows.rows())?;
         let own_heads = self.heads_of(rows, self.own_idx());
         let head_width = rows.rows().dim(1)? / rows.heads();
-        let width = own_heads.len() * head_width;
         // Queries are computed last of the three, so that keys and values travel meanwhile.
         let mut own = Vec::new();
         for (part, x) in [(Part::Keys, Some(keys)), (Part::Values, Some(values)), (Part::Queries, None)] {
             let x = x.map_or_else(|| rows.queries(), Ok)?;
             for (idx, to) in self.others() {
-                self.link.send(to, self.tag(rows, part), &columns(&x, &self.heads_of(rows, idx), head_width)?)?;
+                let heads = columns(&x, &self.heads_of(rows, idx), head_width)?;
+                self.link.send(to, self.tag(rows, part), &payload(&heads)?)?;
             }
             own.push((part, columns(&x, &own_heads, head_width)?));
         }
         let mut gathered = Vec::new();
         for (part, own) in own {
-            gathered.push(self.gather(rows, part, own, width)?);
+            gathered.push(self.gather(rows, part, own)?);
         }
         let [keys, values, queries] = &gathered[..] else { candle_core::bail!("three parts are swapped") };
         let attended = attention(queries, keys, values, own_heads.len())?;
@@ -114,9 +117,10 @@ impl BandOfTokens<'_> {
                 Some(own) if idx == self.own_idx() => own.clone(),
                 _ => {
                     let tag = self.tag(rows, Part::Attended);
-                    let values = self.turn.aside(|| self.link.recv_f32(*from, tag))?;
-                    expect_len(&values, n_own * width, *from)?;
-                    rows_of(&[values], width, &Place::of(rows.rows()))?
+                    let came = self.turn.aside(|| self.link.recv(*from, tag))?;
+                    let heads = self.link.rows(*from, &came, width, &Place::of(rows.rows()))?;
+                    expect_rows(&heads, n_own, *from)?;
+                    heads
                 }
             });
         }
@@ -129,23 +133,19 @@ impl BandOfTokens<'_> {
         heads * idx / g..heads * (idx + 1) / g
     }
 
-    fn send_to_others(&self, rows: &SelfAttention<'_>, part: Part, own: &Payload) -> Result<()> {
-        self.others().try_for_each(|(_, to)| self.link.send(to, self.tag(rows, part), own))
-    }
-
-    /// The parts of all ranks in row order, as rows of `width` values.
-    fn gather(&mut self, rows: &SelfAttention<'_>, part: Part, own: Payload, width: usize) -> Result<Tensor> {
-        let Payload::F32(own) = own else { candle_core::bail!("token rows are f32") };
-        let tag = self.tag(rows, part);
-        let mut parts = Vec::new();
+    /// The parts of all ranks in row order, one tensor.
+    fn gather(&mut self, rows: &SelfAttention<'_>, part: Part, own: Tensor) -> Result<Tensor> {
+        let (tag, width, place) = (self.tag(rows, part), own.dim(1)?, Place::of(&own));
+        let mut parts = Vec::with_capacity(self.group.len());
         for from in self.group {
             parts.push(if *from == self.link.rank() {
-                Arc::clone(&own)
+                own.clone()
             } else {
-                self.turn.aside(|| self.link.recv_f32(*from, tag))?
+                let came = self.turn.aside(|| self.link.recv(*from, tag))?;
+                self.link.rows(*from, &came, width, &place)?
             });
         }
-        rows_of(&parts, width, &Place::of(rows.rows()))
+        Tensor::cat(&parts, 0)
     }
 
     /// The others with their place in the group, beginning behind this rank, so that not all send to one first.
@@ -164,14 +164,14 @@ impl BandOfTokens<'_> {
 }
 
 /// The columns of `heads` of `x` `[rows, all heads]`.
-fn columns(x: &Tensor, heads: &Range<usize>, head_width: usize) -> Result<Payload> {
-    payload(&x.narrow(1, heads.start * head_width, heads.len() * head_width)?)
+fn columns(x: &Tensor, heads: &Range<usize>, head_width: usize) -> Result<Tensor> {
+    x.narrow(1, heads.start * head_width, heads.len() * head_width)?.contiguous()
 }
 
-/// Passes if a peer sent as many values as its rows have.
-fn expect_len(values: &[f32], len: usize, from: Rank) -> Result<()> {
-    if values.len() == len {
+/// Passes if a peer sent as many rows as this rank has.
+fn expect_rows(x: &Tensor, n_rows: usize, from: Rank) -> Result<()> {
+    if x.dim(0)? == n_rows {
         return Ok(());
     }
-    candle_core::bail!("rank {from} sent {} values where {len} were expected", values.len())
+    candle_core::bail!("rank {from} sent {} rows where {n_rows} were expected", x.dim(0)?)
 }

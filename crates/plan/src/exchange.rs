@@ -31,30 +31,32 @@ pub struct BlockShape {
     pub kv_ratio: usize,
 }
 
-/// What a rank computes and what its link carries in a second.
+/// What a rank computes and what its link carries in a second, and how its values travel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
     /// Arithmetic of one rank.
     pub flop_per_s: f64,
     /// One direction of one rank's link.
     pub bytes_per_s: f64,
+    /// Bytes of a value that travels.
+    pub value_bytes: f64,
 }
 
-impl Default for Pace {
-    /// A CPU worker on a 10 Gbit/s network.
-    fn default() -> Self {
-        Self { flop_per_s: 2e11, bytes_per_s: 1.25e9 }
-    }
+impl Pace {
+    /// A CPU worker on a 10 Gbit/s network, in f32.
+    pub const CPU: Self = Self { flop_per_s: 2e11, bytes_per_s: 1.25e9, value_bytes: 4.0 };
+    /// A GPU worker on such a network, in bf16: arithmetic it repeats costs it less than what travels.
+    pub const GPU: Self = Self { flop_per_s: 3e14, bytes_per_s: 1.25e9, value_bytes: 2.0 };
 }
 
 impl Exchange {
     /// All of them, the plainest first.
     pub const ALL: [Self; 3] = [Self::GatherKv, Self::GatherX, Self::Ulysses];
 
-    /// Bytes a rank receives in f32 when it holds `share` of the rows and `g` ranks hold all.
-    pub fn bytes(self, shape: &BlockShape, g: usize, share: f64) -> f64 {
+    /// Values a rank receives when it holds `share` of the rows and `g` ranks hold all.
+    pub fn n_values(self, shape: &BlockShape, g: usize, share: f64) -> f64 {
         let (tokens, keys) = (shape.n_tokens as f64, shape.n_keys());
-        let (others, row) = (1.0 - share, 4.0 * shape.width as f64);
+        let (others, row) = (1.0 - share, shape.width as f64);
         let heads = 1.0 / g as f64;
         match self {
             Self::GatherKv => others * 2.0 * keys * row,
@@ -83,7 +85,8 @@ impl Exchange {
         let seconds = |way: &Self| {
             let of = |share: &f64| {
                 let flop_per_s = pace.flop_per_s * g as f64 * share.max(f64::MIN_POSITIVE);
-                way.bytes(shape, g, *share) / pace.bytes_per_s + way.extra_flop(shape, g, *share) / flop_per_s
+                way.n_values(shape, g, *share) * pace.value_bytes / pace.bytes_per_s
+                    + way.extra_flop(shape, g, *share) / flop_per_s
             };
             shares.iter().map(of).fold(0.0, f64::max)
         };
@@ -133,7 +136,7 @@ impl BlockShape {
 mod tests {
     use super::*;
 
-    const NETWORK_BOUND: Pace = Pace { flop_per_s: 1e18, bytes_per_s: 1e9 };
+    const NETWORK_BOUND: Pace = Pace { flop_per_s: 1e18, bytes_per_s: 1e9, ..Pace::CPU };
 
     fn xl(kv_ratio: usize) -> BlockShape {
         BlockShape { n_tokens: 65_536, width: 1152, heads: 16, kv_ratio }
@@ -148,8 +151,8 @@ mod tests {
         for g in 2..=16 {
             for kv_ratio in [2, 4] {
                 let expected = if kv_ratio * kv_ratio >= g { Exchange::GatherKv } else { Exchange::Ulysses };
-                let bytes = |way: Exchange| way.bytes(&xl(kv_ratio), g, 1.0 / g as f64);
-                let more = bytes(Exchange::GatherKv) - bytes(Exchange::Ulysses);
+                let values = |way: Exchange| way.n_values(&xl(kv_ratio), g, 1.0 / g as f64);
+                let more = values(Exchange::GatherKv) - values(Exchange::Ulysses);
                 if more.abs() > 1.0 {
                     assert_eq!(
                         Exchange::choose(&xl(kv_ratio), &even(g), NETWORK_BOUND),
@@ -166,15 +169,22 @@ mod tests {
         assert_eq!(Exchange::choose(&xl(1), &even(2), NETWORK_BOUND), Exchange::GatherX);
         assert_eq!(Exchange::choose(&xl(1), &even(3), NETWORK_BOUND), Exchange::GatherX);
         assert_eq!(Exchange::choose(&xl(1), &even(5), NETWORK_BOUND), Exchange::Ulysses);
-        let slow_cores = Pace { flop_per_s: 1e11, bytes_per_s: 1e10 };
+        let slow_cores = Pace { flop_per_s: 1e11, bytes_per_s: 1e10, ..Pace::CPU };
         assert_ne!(Exchange::choose(&xl(1), &even(2), slow_cores), Exchange::GatherX);
+    }
+
+    #[test]
+    fn a_gpu_repeats_arithmetic_where_a_cpu_sends() {
+        let small = BlockShape { n_tokens: 1024, width: 1152, heads: 16, kv_ratio: 1 };
+        assert_eq!(Exchange::choose(&small, &even(3), Pace::GPU), Exchange::GatherX);
+        assert_ne!(Exchange::choose(&small, &even(3), Pace::CPU), Exchange::GatherX);
     }
 
     #[test]
     fn ulysses_is_not_chosen_for_more_ranks_than_heads() {
         let two_heads = BlockShape { n_tokens: 1024, width: 144, heads: 2, kv_ratio: 1 };
         assert_eq!(
-            Exchange::choose(&two_heads, &even(8), Pace { flop_per_s: 1e9, bytes_per_s: 1e9 }),
+            Exchange::choose(&two_heads, &even(8), Pace { flop_per_s: 1e9, bytes_per_s: 1e9, ..Pace::CPU }),
             Exchange::GatherKv
         );
     }
@@ -182,9 +192,9 @@ mod tests {
     #[test]
     fn a_slow_rank_is_spared_what_does_not_shrink_with_its_rows() {
         let demo = BlockShape { n_tokens: 4_096, width: 144, heads: 2, kv_ratio: 1 };
-        assert_eq!(Exchange::choose(&demo, &even(2), Pace::default()), Exchange::GatherX);
-        assert_eq!(Exchange::choose(&demo, &[0.84, 0.16], Pace::default()), Exchange::GatherKv);
-        let fast_link = Pace { flop_per_s: 1e12, bytes_per_s: 1e9 };
+        assert_eq!(Exchange::choose(&demo, &even(2), Pace::CPU), Exchange::GatherX);
+        assert_eq!(Exchange::choose(&demo, &[0.84, 0.16], Pace::CPU), Exchange::GatherKv);
+        let fast_link = Pace { flop_per_s: 1e12, bytes_per_s: 1e9, ..Pace::CPU };
         assert_eq!(Exchange::choose(&xl(1), &even(5), fast_link), Exchange::Ulysses);
         let one_slow = [0.24, 0.24, 0.24, 0.24, 0.04];
         assert_ne!(Exchange::choose(&xl(1), &one_slow, fast_link), Exchange::Ulysses, "a fifth of all heads");

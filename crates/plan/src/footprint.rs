@@ -6,84 +6,140 @@
 use crate::geometry::ImageSize;
 use crate::spec::{DitSpec, ModelSpec, VaeSpec};
 
-/// Bytes a render needs, by what holds them.
+/// Bytes of a slab: layers of the decode give back what they have read a slab at a time. Enough to fill a GPU, and little
+/// beside the gigabytes of a large picture.
+pub const SLAB_BYTES: u64 = 64 << 20;
+
+/// What one rank has of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Rows of tokens.
+    pub token_rows: usize,
+    /// Branches whose tensors are alive at once.
+    pub n_branches: usize,
+    /// Latent rows it decodes.
+    pub decode_rows: usize,
+}
+
+impl Share {
+    /// All of a picture on one rank, which takes one branch after the other.
+    pub fn whole(spec: &ModelSpec, size: ImageSize) -> Self {
+        let latent = size.latent(spec.vae.factor());
+        Self { token_rows: latent.tokens().rows, n_branches: 1, decode_rows: latent.rows }
+    }
+}
+
+/// Bytes a rank's share of a picture needs beside the weights, by what holds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
-    /// Weights of transformer and decoder, as f32.
-    pub weights_bytes: u128,
     /// The widest moment of the transformer.
     pub dit_bytes: u128,
     /// The widest moment of the decode.
     pub vae_bytes: u128,
+    /// The finished pixels, which are always f32 on the CPU.
+    pub picture_bytes: u128,
 }
 
-/// Scratch of kernels, code, tokenizer.
-const ALLOWANCE_BYTES: u128 = 64 << 20;
-const F32_BYTES: u128 = 4;
+/// Scratch of kernels, code, tokenizer; the slab being read and the one being written.
+const ALLOWANCE_BYTES: u128 = (64 << 20) + 2 * SLAB_BYTES as u128;
 
 impl Footprint {
-    /// What rendering a picture of `size` takes, in f32.
-    pub fn of(spec: &ModelSpec, size: ImageSize, weights_bytes: u64) -> Self {
+    /// What `share` of a picture of `size` takes where a value is stored in `value_bytes`.
+    pub fn of(spec: &ModelSpec, size: ImageSize, share: Share, value_bytes: u64) -> Self {
+        let pixels = u128::from(size.width_px) * u128::from(size.height_px);
         Self {
-            weights_bytes: u128::from(weights_bytes),
-            dit_bytes: dit_bytes(&spec.dit, spec.vae.factor(), size),
-            vae_bytes: vae_bytes(&spec.vae, size),
+            dit_bytes: dit_values(&spec.dit, spec.vae.factor(), size, share) * u128::from(value_bytes),
+            vae_bytes: vae_values(&spec.vae, size, share) * u128::from(value_bytes),
+            // Planes beside the rows they come from.
+            picture_bytes: 6 * pixels * size_of::<f32>() as u128,
         }
     }
 
-    /// Bytes at the widest moment of all: the transformer and the decoder run one after the other.
-    pub fn peak_bytes(&self) -> u128 {
-        self.weights_bytes + self.dit_bytes.max(self.vae_bytes) + ALLOWANCE_BYTES
+    /// Bytes at the widest moment of all on a CPU: the transformer and the decoder run one after the other.
+    pub fn on_cpu_bytes(&self, weights_bytes: u64) -> u128 {
+        u128::from(weights_bytes) + self.dit_bytes.max(self.vae_bytes + self.picture_bytes) + ALLOWANCE_BYTES
+    }
+
+    /// The same of a GPU's memory, beside the weights that are there already.
+    pub fn on_gpu_bytes(&self) -> u128 {
+        self.dit_bytes.max(self.vae_bytes) + ALLOWANCE_BYTES
     }
 }
 
-/// A block holds its input, the modulated input, q, k, v, the attention's result and its output at once;
-/// heads of k and v are laid out once more for attention.
-fn dit_bytes(spec: &DitSpec, factor: usize, size: ImageSize) -> u128 {
+/// A block holds its input, the modulated input, q, k, v, the attention's result and its output at once, or the MLP's hidden
+/// rows instead; keys and values of all rows beside those of the band.
+fn dit_values(spec: &DitSpec, factor: usize, size: ImageSize, share: Share) -> u128 {
     let grid = size.latent(factor).tokens();
-    let tokens = grid.rows as u128 * grid.cols as u128;
-    9 * tokens * spec.width() as u128 * F32_BYTES
+    let [own, all] = [share.token_rows, grid.rows].map(|rows| rows as u128 * grid.cols as u128);
+    share.n_branches as u128 * (7 * own + 2 * all) * spec.width() as u128
 }
 
-/// Layers of the decode give back what they have read while they compute, but for a slab of it.
-fn vae_bytes(spec: &VaeSpec, size: ImageSize) -> u128 {
-    let pixels = u128::from(size.width_px) * u128::from(size.height_px);
-    let at_level = |level: usize| pixels >> (2 * level);
-    let mut peak = 0;
+/// The band's pixels at the widest layer: what a layer writes takes the place of what it has read.
+fn vae_values(spec: &VaeSpec, size: ImageSize, share: Share) -> u128 {
+    let latent = size.latent(spec.factor());
+    let cells = |rows: usize| rows as u128 * latent.cols as u128;
+    let (own, all) = (cells(share.decode_rows), cells(latent.rows));
     let top = spec.widths.len() - 1;
     let mut width = spec.widths[top] as u128;
-    // The middle attention holds its input, q, k, v, the laid-out heads and the result.
-    peak = peak.max(7 * at_level(top) * width);
+    // The middle attention holds its input, the normalised input, queries and its result, and keys and values of all rows.
+    let mut peak = (4 * own + 3 * all) * width;
     for level in (0..=top).rev() {
-        let out = spec.widths[level] as u128;
-        peak = peak.max(at_level(level) * (width + out));
-        if level > 0 {
-            peak = peak.max(at_level(level) * out + at_level(level - 1) * out);
-        }
+        let (pixels, out) = (own << (2 * (top - level)), spec.widths[level] as u128);
+        // Hidden rows and the shortcut; at its start, what the level before left.
+        peak = peak.max(pixels * width.max(2 * out));
         width = out;
     }
-    // The finished picture: planes of f32 beside the rows they come from.
-    (peak + 6 * pixels) * F32_BYTES
+    peak
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::TextSpec;
 
-    fn sdxl() -> VaeSpec {
-        VaeSpec::sdxl_family(&[128, 256, 512, 512], 2, 32)
+    const GIB: u128 = 1 << 30;
+    const LARGE: ImageSize = ImageSize { width_px: 4096, height_px: 4096 };
+
+    fn xl() -> ModelSpec {
+        ModelSpec {
+            dit: DitSpec {
+                depth: 28,
+                heads: 16,
+                head_width: 72,
+                caption_width: 4096,
+                sample_cells: 128,
+                interpolation: 2.0,
+                kv_compress: None,
+            },
+            vae: VaeSpec::sdxl_family(&[128, 256, 512, 512], 2, 32),
+            text: TextSpec { width: 4096, depth: 24, vocabulary: 32_128 },
+        }
     }
 
     #[test]
-    fn a_4k_decode_peaks_where_the_last_level_starts() {
-        // up3.resnet0: 256 channels in, 128 out, at 4096² (16 + 8 GiB), and the picture.
-        let bytes = vae_bytes(&sdxl(), ImageSize { width_px: 4096, height_px: 4096 });
-        assert_eq!(bytes, (24 << 30) + 6 * 4096 * 4096 * 4);
+    fn a_4k_decode_holds_one_picture_of_256_channels() {
+        // What the last level starts with: 256 channels of 4096² pixels.
+        let whole = Share::whole(&xl(), LARGE);
+        let of = |value_bytes| Footprint::of(&xl(), LARGE, whole, value_bytes);
+        assert_eq!(of(4).vae_bytes, 16 * GIB);
+        assert_eq!(of(2).vae_bytes, 8 * GIB);
+        assert_eq!(of(4).picture_bytes, 6 * 4096 * 4096 * 4);
+        assert!(of(2).on_gpu_bytes() < 9 * GIB);
+    }
+
+    #[test]
+    fn half_of_the_rows_take_half_of_the_decode_and_all_keys() {
+        let whole = Share::whole(&xl(), LARGE);
+        let half = Share { token_rows: 128, n_branches: 2, decode_rows: 256 };
+        let [whole, half] = [whole, half].map(|share| Footprint::of(&xl(), LARGE, share, 2));
+        assert_eq!(half.vae_bytes, whole.vae_bytes / 2);
+        assert_eq!(half.dit_bytes * 9, whole.dit_bytes * 11, "3.5 + 2 of 7 + 2, twice");
     }
 
     #[test]
     fn the_largest_size_that_can_be_asked_does_not_overflow() {
         let size = ImageSize { width_px: u32::MAX - 15, height_px: u32::MAX - 15 };
-        assert!(vae_bytes(&sdxl(), size) > 1 << 70);
+        let footprint = Footprint::of(&xl(), size, Share::whole(&xl(), size), 4);
+        assert!(footprint.on_cpu_bytes(u64::MAX) > 1 << 70);
     }
 }

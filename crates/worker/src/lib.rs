@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod models;
 mod part;
 mod probe;
+mod room;
 mod session;
 mod upload;
 

@@ -53,7 +53,9 @@ impl Models {
             }
         }
         let needed = all.values().map(|offered: &Offered| offered.folder.placed_bytes()).sum();
-        place.check_room(needed).map_err(|error| anyhow!("models: {error}"))?;
+        place
+            .check_room(needed)
+            .map_err(|error| anyhow!("models: their networks do not fit: {error}: stop what else uses the GPU"))?;
         Ok(Self { place: place.clone(), all })
     }
 

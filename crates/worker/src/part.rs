@@ -18,6 +18,7 @@ use crate::desk::Desk;
 use crate::image;
 use crate::metadata::{self, Metadata};
 use crate::models::Models;
+use crate::room::Room;
 use crate::upload;
 
 /// What a part is made with.
@@ -71,6 +72,9 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
     let renderer = tools.models.renderer(&assignment.model).map_err(RankError::from)?;
     let spec = renderer.folder().spec();
     let latent = assignment.request.size.latent(spec.vae.factor());
+    let place = tools.models.place();
+    let fault = |message| Fault { cause: Cause::Device, message, blamed: None };
+    let room = Room::check(place, spec, assignment).map_err(fault)?;
     let start = if assignment.n_steps_done == 0 {
         match &tools.noise {
             Some(noise) => {
@@ -94,9 +98,16 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
     let peers = assignment.peers.iter().map(|peer| peer.address.clone()).collect();
     let fabric = tools.port.open(assignment.epoch, image_hash(assignment), assignment.rank, peers);
     let bands = assignment.mesh.bands();
-    let exchanges = Exchange::for_bands(&spec.dit, latent.tokens().n_tokens(), bands, Pace::default());
+    let exchanges = Exchange::for_bands(
+        &spec.dit,
+        latent.tokens().n_tokens(),
+        bands,
+        if place.device().is_cpu() { Pace::CPU } else { Pace::GPU },
+    );
     let seat = Seat { renderer: &renderer, assignment, fabric: &*fabric, exchanges: &exchanges, pools: &tools.pools };
-    match seat.run(start, desk)? {
+    let outcome = seat.run(start, desk)?;
+    room.compare(place, assignment);
+    match outcome {
         Outcome::Stopped { n_steps_done } => {
             let stopped = v1::Stopped { epoch: assignment.epoch.0, n_steps_done: n_steps_done as u32 };
             // Only what is kept can be gone on from.
@@ -110,7 +121,7 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
             };
             let kind = assignment.artifact;
             let latents = tools.noise.as_ref().map(|noise| noise.sha256.clone());
-            let numeric_class = tools.models.place().numeric_class();
+            let numeric_class = place.numeric_class();
             let metadata = Metadata::of(&assignment.request, image::bit_depth(kind), model, latents);
             let metadata = Metadata { numeric_class, ..metadata };
             let bytes = image::encode(&rendered, kind, &metadata).map_err(|error| Fault {

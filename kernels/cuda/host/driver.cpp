@@ -2,6 +2,8 @@
 // to end on any machine, slowly; tests/gpu.sh --emulated does so. Fresh memory holds no numbers; our kernels run as they are,
 // and of candle's those that copy, which are all that fresco uses.
 //
+// Memory of the host that is page-locked is written to as late as a GPU may do it: when somebody waits.
+//
 // FRESCO_EMULATED_FAULT=N loses the GPU at the Nth launch, as an illegal address does: that one and all behind it fail.
 // FRESCO_EMULATED_BYTES=N is how much memory it has (8 GiB).
 #include "emulate.cpp"
@@ -10,6 +12,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 namespace {
 const int OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700;
@@ -64,6 +67,56 @@ int copy(void* to, const void* from, size_t n, bool to_device, bool from_device)
     return OK;
 }
 
+// Page-locked memory, where each piece ends, and what is still to be written to it.
+std::map<char*, size_t> locked_memory;
+struct Late {
+    void* to;
+    const void* from;
+    size_t n;
+};
+std::vector<Late> late;
+
+bool is_locked(const void* at) {
+    auto piece = locked_memory.upper_bound((char*)at);
+    return piece != locked_memory.begin() && (char*)at < (--piece)->first + piece->second;
+}
+
+int leave(void* to, const void* from, size_t n) {
+    {
+        const std::lock_guard<std::mutex> lock(one_at_a_time);
+        if (is_locked(to)) {
+            if (!holds(from, n)) return INVALID;
+            // Whoever reads it too early does not find numbers.
+            memset(to, 0xff, n);
+            return late.push_back({to, from, n}), OK;
+        }
+    }
+    return copy(to, from, n, false, true);
+}
+
+int wait_for_all() {
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (until_lost == 0) return ILLEGAL_ADDRESS;
+    for (const Late& one : late) {
+        // What was to be read was let go too early.
+        if (!holds(one.from, one.n)) return ILLEGAL_ADDRESS;
+        memcpy(one.to, one.from, one.n);
+    }
+    return late.clear(), OK;
+}
+
+int lock_memory(void** at, size_t n) {
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    char* piece = (char*)aligned_alloc(256, (n + 511) / 256 * 256);
+    locked_memory[piece] = n;
+    return *at = piece, OK;
+}
+
+int unlock_memory(void* at) {
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    return locked_memory.erase((char*)at) ? (free(at), OK) : INVALID;
+}
+
 template <class T> T parameter(void** parameters, int idx) { return *(T*)parameters[idx]; }
 
 template <class T> void strided_copy(void** p) {
@@ -103,15 +156,18 @@ int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 int cuCtxGetCurrent(void** context) { return *context = (void*)1, OK; }
 int cuCtxSetCurrent(void*) { return OK; }
 int cuCtxDestroy_v2(void*) { return OK; }
-int cuCtxSynchronize() { return until_lost ? OK : ILLEGAL_ADDRESS; }
+int cuCtxSynchronize() { return wait_for_all(); }
 int cuStreamCreate(void** stream, unsigned) { return *stream = (void*)2, OK; }
 int cuStreamDestroy_v2(void*) { return OK; }
-int cuStreamSynchronize(void*) { return until_lost ? OK : ILLEGAL_ADDRESS; }
+int cuStreamSynchronize(void*) { return wait_for_all(); }
 int cuStreamWaitEvent(void*, void*, unsigned) { return OK; }
 int cuStreamIsCapturing(void*, int* status) { return *status = 0, OK; }
 int cuEventCreate(void** event, unsigned) { return *event = (void*)3, OK; }
 int cuEventDestroy_v2(void*) { return OK; }
 int cuEventRecord(void*, void*) { return OK; }
+int cuEventSynchronize(void*) { return wait_for_all(); }
+int cuMemHostAlloc(void** at, size_t n, unsigned) { return lock_memory(at, n); }
+int cuMemFreeHost(void* at) { return unlock_memory(at); }
 int cuMemAllocAsync(void** at, size_t n, void*) { return allocate(at, n); }
 int cuMemAlloc_v2(void** at, size_t n) { return allocate(at, n); }
 int cuMemFreeAsync(void* at, void*) { return release(at); }
@@ -131,7 +187,7 @@ int cuMemPoolGetAttribute(void*, int attribute, unsigned long long* value) {
     return *value = attribute == 8 ? most_used : used, OK;
 }
 int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t n, void*) { return copy(to, from, n, true, false); }
-int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t n, void*) { return copy(to, from, n, false, true); }
+int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t n, void*) { return leave(to, from, n); }
 int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t n, void*) { return copy(to, from, n, true, true); }
 int cuMemcpyPeerAsync(void* to, void*, const void* from, void*, size_t n, void*) { return copy(to, from, n, true, true); }
 int cuMemsetD8Async(void* at, unsigned char value, size_t n, void*) {

@@ -283,7 +283,7 @@ fn nothing_at_all_is_an_error_and_no_panic() {
     let conv = Conv3x3::new(&w, &b).expect("fits");
     assert!(conv.forward(&no_pixels, &Halo::default(), None).is_err());
     assert!(UpConv::new(&w, &b).expect("fits").forward(&no_pixels, &Halo::default()).is_err());
-    assert!(moments(&[no_pixels.clone()], 2, 1).is_err());
+    assert!(moments(std::slice::from_ref(&no_pixels), 2, 1).is_err());
     assert!(moments(&[random.tensor(&[2, 2, 4])], 0, 1).is_err());
     assert!(moments(&[random.tensor(&[2, 2, 4])], 2, 0).is_err());
     let affine = affine_of(&moments(&[random.tensor(&[2, 2, 4])], 2, 1).expect("fits"), 2, &[1.0; 4], &[0.0; 4], 1e-6);

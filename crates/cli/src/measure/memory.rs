@@ -4,24 +4,17 @@ use model::Place;
 
 /// Begins a new peak; gives what is in use now, if the system tells.
 pub(super) fn restart_peak(place: &Place) -> Option<u64> {
-    match place.device() {
-        #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(gpu) => kernels::restart_peak(gpu).ok()?,
-        _ => {
-            // `5` resets the peak and nothing else (proc(5)).
-            std::fs::write("/proc/self/clear_refs", "5").ok()?;
-            field("VmRSS:")
-        }
+    if !place.device().is_cpu() {
+        return place.restart_peak();
     }
+    // `5` resets the peak and nothing else (proc(5)).
+    std::fs::write("/proc/self/clear_refs", "5").ok()?;
+    field("VmRSS:")
 }
 
 /// The most in use since the last restart.
 pub(super) fn peak(place: &Place) -> Option<u64> {
-    match place.device() {
-        #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(gpu) => kernels::peak_bytes(gpu).ok()?,
-        _ => field("VmHWM:"),
-    }
+    if place.device().is_cpu() { field("VmHWM:") } else { place.peak_bytes() }
 }
 
 fn field(name: &str) -> Option<u64> {

@@ -104,6 +104,7 @@ impl Header {
             Dtype::Bytes => proto::Dtype::Bytes,
             Dtype::F32 => proto::Dtype::F32,
             Dtype::F64 => proto::Dtype::F64,
+            Dtype::Bf16 => proto::Dtype::Bf16,
         };
         put_u32(out, 1, MAGIC);
         put_u32(out, 2, VERSION);
@@ -161,6 +162,7 @@ impl Header {
             Ok(proto::Dtype::Bytes) => Dtype::Bytes,
             Ok(proto::Dtype::F32) => Dtype::F32,
             Ok(proto::Dtype::F64) => Dtype::F64,
+            Ok(proto::Dtype::Bf16) => Dtype::Bf16,
             Ok(proto::Dtype::Unspecified) | Err(_) => return Err(HeaderError::Layout),
         };
         let rank = |number: u32| u16::try_from(number).map(Rank).map_err(|_| HeaderError::Layout);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fabric::collective::all_gather;
 use fabric::{Fabric, FabricError, Payload, Tag};
+use half::bf16;
 use plan::Rank;
 
 use super::{EPOCH, Ranks};
@@ -32,9 +33,10 @@ pub(crate) fn run(make: Make<'_>) {
 fn payload(from: Rank, to: Rank, tag: Tag, n_bytes: usize) -> Payload {
     let seed = tag.0.wrapping_mul(0x9E37_79B9).wrapping_add(u64::from(from.0) << 20 | u64::from(to.0) << 8);
     let value = |at: usize| (seed.wrapping_add(at as u64).wrapping_mul(0x2545_F491) >> 7) as u32 as f32;
-    match tag.0 % 3 {
+    match tag.0 % 4 {
         0 => Payload::F32(Arc::new((0..n_bytes / 4).map(value).collect())),
         1 => Payload::F64(Arc::new((0..n_bytes / 8).map(|at| f64::from(value(at)) / 3.0).collect())),
+        2 => Payload::Bf16(Arc::new((0..n_bytes / 2).map(|at| bf16::from_f32(value(at))).collect::<Vec<_>>())),
         _ => Payload::Bytes((0..n_bytes).map(|at| value(at) as u64 as u8).collect::<Vec<u8>>().into()),
     }
 }
@@ -46,15 +48,15 @@ fn every_dtype_and_size_comes_as_it_was_sent(make: Make<'_>) {
     thread::scope(|scope| {
         scope.spawn(|| {
             for (size_idx, size) in sizes.into_iter().enumerate() {
-                for dtype in 0..3 {
-                    let tag = Tag(size_idx as u64 * 3 + dtype);
+                for dtype in 0..4 {
+                    let tag = Tag(size_idx as u64 * 4 + dtype);
                     a.send(Rank(1), tag, payload(Rank(0), Rank(1), tag, size)).expect("sent");
                 }
             }
         });
         for (size_idx, size) in sizes.into_iter().enumerate() {
-            for dtype in 0..3 {
-                let tag = Tag(size_idx as u64 * 3 + dtype);
+            for dtype in 0..4 {
+                let tag = Tag(size_idx as u64 * 4 + dtype);
                 let came = b.recv(Rank(0), tag).expect("received");
                 assert!(came == payload(Rank(0), Rank(1), tag, size), "{size} bytes, tag {tag:?}");
             }

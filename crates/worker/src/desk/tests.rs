@@ -90,7 +90,7 @@ fn a_decode_that_is_cancelled_ends_on_every_rank_within_one_layer() {
                 let addresses = assignment.peers.iter().map(|peer| peer.address.clone()).collect();
                 let fabric = port.open(Epoch(1), 1, assignment.rank, addresses);
                 let exchanges =
-                    Exchange::for_blocks(&renderer.folder().spec().dit, latent.tokens().n_tokens(), 3, Pace::default());
+                    Exchange::for_blocks(&renderer.folder().spec().dit, latent.tokens().n_tokens(), 3, Pace::CPU);
                 let pool = || rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
                 let (pools, assignment, fabric) = ([pool(), pool()], &assignment, &*fabric);
                 let seat = Seat { renderer, assignment, fabric, exchanges: &exchanges, pools: &pools };

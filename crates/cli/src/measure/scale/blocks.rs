@@ -43,7 +43,7 @@ struct Place<'a> {
 /// Blocks of XL/2 width over a square of tokens, both branches.
 pub(crate) fn measure(n_blocks: usize, n_tokens: usize, runs: usize) -> Result<Vec<Scale>> {
     let blocks = Blocks::new(n_blocks, n_tokens)?;
-    let exchanges = Exchange::for_blocks(&blocks.spec, n_tokens, 2, plan::Pace::default());
+    let exchanges = Exchange::for_blocks(&blocks.spec, n_tokens, 2, plan::Pace::CPU);
     let ports = Ports::bind()?;
     let alone = one_thread()?;
     let pools = [[one_thread()?, one_thread()?], [one_thread()?, one_thread()?]];
