@@ -55,7 +55,8 @@ export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
 export PATH="$CUDA_HOME/bin:$PATH" CARGO_TARGET_DIR="$PWD/target/cuda/build"
 # candle brings kernels for quantized weights, 30 MB that fresco never calls. What is found first is linked, so functions of
 # their names come first, which end the program.
-manifest=$(cargo metadata --locked --format-version 1 | python3 -c 'import json, sys
+manifest=$(cargo metadata --manifest-path crates/cli/Cargo.toml --features cuda --locked --format-version 1 \
+    --filter-platform "$(rustc -vV | sed -n 's/^host: //p')" | python3 -c 'import json, sys
 print(next(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == "candle-kernels"))')
 { echo 'void abort(void);' && sed -n 's/^ *pub fn \([a-z0-9_]*\)(.*/void \1(void) { abort(); }/pI' "${manifest%/*}/src/ffi.rs"; } |
     cc -w -c -x c - -o "$links/unused.o"
