@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor, safetensors};
 use model::{ModelFolder, Renderer};
-use plan::{Clean, ImageSize, RenderRequest};
+use plan::{Clean, ImageSize, RenderRequest, TextHome};
 
 fn golden(name: &str) -> PathBuf {
     tests::repo_root().join("tests/goldens").join(name)
@@ -35,8 +35,8 @@ fn copy_of(from: &Path) -> tempfile::TempDir {
     dir
 }
 
-fn render(dir: &Path, base: Option<&Path>) -> Vec<f32> {
-    let request = RenderRequest {
+fn request() -> RenderRequest {
+    RenderRequest {
         prompt: "a castle in fog".into(),
         negative: "rain".into(),
         size: ImageSize { width_px: 64, height_px: 48 },
@@ -44,10 +44,13 @@ fn render(dir: &Path, base: Option<&Path>) -> Vec<f32> {
         guidance: 3.0,
         seed: 4,
         clean: Clean::Basic,
-    };
+    }
+}
+
+fn render(dir: &Path, base: Option<&Path>) -> Vec<f32> {
     let folder = ModelFolder::open(dir, base).expect("the folder opens");
     let renderer = Renderer::load(Arc::new(folder)).expect("the weights load");
-    let rendered = renderer.render(&request, None, &mut |_| ControlFlow::Continue(())).expect("it renders");
+    let rendered = renderer.render(&request(), None, &mut |_| ControlFlow::Continue(())).expect("it renders");
     rendered.image.flatten_all().and_then(|image| image.to_vec1()).expect("f32 on the cpu")
 }
 
@@ -166,4 +169,21 @@ fn configs_that_ask_for_the_impossible_are_refused_by_key() {
     );
     check(sampler, "scheduler_config.json", "\"epsilon\"", "\"v_prediction\"", "`prediction_type`");
     check(vae, "config.json", "{", "[", "vae/config.json is not a JSON object");
+}
+
+#[test]
+fn a_text_encoder_that_stays_in_memory_encodes_as_one_read_anew() {
+    let folder = Arc::new(ModelFolder::open(&golden("a/model"), None).expect("the folder opens"));
+    let load = |home| Renderer::load(Arc::clone(&folder)).expect("the weights load").with_text_at(home);
+    let encode = |renderer: &Renderer, prompt: String| {
+        let embeds = renderer.embeds(&RenderRequest { prompt, ..request() }, &mut |_| ControlFlow::Continue(()));
+        let values = |embeds: &Tensor| embeds.flatten_all().and_then(|all| all.to_vec1::<f32>()).expect("f32");
+        embeds.expect("it encodes").iter().map(values).collect::<Vec<_>>()
+    };
+    let stays = load(TextHome::Memory);
+    // More prompts than captions are kept, then the first again.
+    for idx in (0..20).chain([0]) {
+        let prompt = format!("{idx} castles in fog");
+        assert!(encode(&stays, prompt.clone()) == encode(&load(TextHome::Files), prompt), "prompt {idx}");
+    }
 }

@@ -25,6 +25,7 @@ use crate::client;
 use crate::device;
 use crate::engine::n_threads;
 use crate::exit::{Outcome, Stop};
+use crate::memory::Memory;
 use crate::models;
 use crate::progress::Wait;
 use crate::terminal;
@@ -171,7 +172,8 @@ impl PrivateFarm {
     ) -> anyhow::Result<Self> {
         let offered = {
             let _wait = Wait::start("reading the weights");
-            worker::open_models(&[(model.to_owned(), base.map(Path::to_owned))], &Place::default())?
+            let folders = [(model.to_owned(), base.map(Path::to_owned))];
+            worker::open_models(&folders, &Place::default(), Memory::measure().available_bytes)?
         };
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         let port = Arc::new(bind(any)?);
@@ -258,7 +260,7 @@ fn open_models(asked: &[String], place: &Place) -> anyhow::Result<Arc<Models>> {
     let find = |model: &String| Ok((models::find(model)?, None));
     let folders = asked.iter().map(find).collect::<Result<Vec<(PathBuf, Option<PathBuf>)>, Stop>>()?;
     let _wait = Wait::start("reading the weights");
-    worker::open_models(&folders, place)
+    worker::open_models(&folders, place, Memory::measure().available_bytes)
 }
 
 fn bind(address: SocketAddr) -> anyhow::Result<Port> {

@@ -188,6 +188,11 @@ impl ModelFolder {
         self.parts.iter().map(bytes).sum()
     }
 
+    /// What of that is the text encoder's.
+    pub fn text_bytes(&self) -> u64 {
+        self.parts.iter().filter(|part| part.name == TEXT).map(|part| part.bytes).sum()
+    }
+
     /// sha256 over the names, types, shapes and values of all tensors, of transformer, decoder and text encoder in
     /// this order.
     ///

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
-use plan::{RenderRequest, RowRange};
+use plan::{RenderRequest, RowRange, TextHome};
 
 use crate::dit::Dit;
 use crate::dit::block::CaptionKeys;
@@ -25,8 +25,17 @@ pub struct Renderer {
     folder: Arc<ModelFolder>,
     dit: Dit,
     decoder: Decoder,
-    /// Prompts encoded last, the latest at the end: the text encoder, by far the largest network, is let go after use.
-    captions: Mutex<Vec<(String, Tensor)>>,
+    text_home: TextHome,
+    text: Mutex<Text>,
+}
+
+/// What is left of encoding prompts.
+#[derive(Default)]
+struct Text {
+    /// Prompts encoded last, the latest at the end.
+    known: Vec<(String, Tensor)>,
+    /// Only where it stays in memory.
+    encoder: Option<TextEncoder>,
 }
 
 /// Encoded prompts that are kept, 5 MB each at most.
@@ -119,9 +128,16 @@ impl Renderer {
         Ok(Self {
             dit: Dit::load(&folder.spec().dit, &folder.dit)?,
             decoder: Decoder::load(&folder.spec().vae, &folder.vae)?,
-            captions: Mutex::default(),
+            text_home: TextHome::default(),
+            text: Mutex::default(),
             folder,
         })
+    }
+
+    /// The same with the text encoder, by far the largest network, at `home` between prompts.
+    #[must_use]
+    pub fn with_text_at(self, home: TextHome) -> Self {
+        Self { text_home: home, ..self }
     }
 
     /// Renders `request`, from `noise` `[1, 4, rows, cols]` f32 in place of the seed's if it is given.
@@ -189,17 +205,19 @@ impl Renderer {
         request: &RenderRequest,
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Tensor>, RenderError> {
-        let mut known = self.captions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut encoder = None;
+        let mut text = self.text.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Let go of where an error ends this.
+        let mut encoder = text.encoder.take();
+        let known = &mut text.known;
         let mut all = Vec::new();
-        for (which, text) in prompts {
-            let tokens = self.tokens(text, request)?;
+        for (which, prompt) in prompts {
+            let tokens = self.tokens(prompt, request)?;
             if tokens.n_uncut > tokens.ids.len() {
                 let (n_tokens, cut_text) = (tokens.n_uncut, tokens.cut_text);
                 go_on(watch(Progress::PromptCut { which, n_tokens, cut_text }))?;
             }
-            let key = request.clean.apply(text);
-            let embeds = match known.iter().position(|(text, _)| *text == key) {
+            let key = request.clean.apply(prompt);
+            let embeds = match known.iter().position(|(prompt, _)| *prompt == key) {
                 Some(at) => known.remove(at).1,
                 None => {
                     if encoder.is_none() {
@@ -217,6 +235,9 @@ impl Renderer {
         }
         let n_old = known.len().saturating_sub(MOST_CAPTIONS);
         known.drain(..n_old);
+        if self.text_home == TextHome::Memory {
+            text.encoder = encoder;
+        }
         Ok(all)
     }
 

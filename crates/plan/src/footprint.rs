@@ -93,14 +93,15 @@ fn vae_values(spec: &VaeSpec, size: ImageSize, share: Share) -> u128 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::spec::TextSpec;
 
     const GIB: u128 = 1 << 30;
     const LARGE: ImageSize = ImageSize { width_px: 4096, height_px: 4096 };
 
-    fn xl() -> ModelSpec {
+    /// PixArt-Σ XL/2 with SDXL's decoder and T5-XXL.
+    pub(crate) fn xl() -> ModelSpec {
         ModelSpec {
             dit: DitSpec {
                 depth: 28,

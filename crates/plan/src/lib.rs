@@ -13,6 +13,7 @@ pub mod mesh;
 pub mod program;
 pub mod request;
 pub mod spec;
+pub mod text_home;
 
 pub use assignment::{ArtifactKind, Assignment, Cause, ModelFacts, ModelId, Peer};
 pub use exchange::{Exchange, Pace};
@@ -22,3 +23,4 @@ pub use id::{Epoch, ImageId, ImageIdx, JobId, LayerIdx, Millis, Rank, StepIdx, W
 pub use mesh::{Branch, Choice, Mesh, MeshError};
 pub use request::{Clean, RenderRequest, RequestError};
 pub use spec::{DitSpec, KvCompress, ModelSpec, TextSpec, VaeSpec};
+pub use text_home::TextHome;

@@ -124,10 +124,15 @@ impl Worker {
     }
 }
 
-/// Opens the folders of models a worker offers, whose networks will compute on `place`.
+/// Opens the folders of models a worker offers, whose networks will compute on `place`; `free_bytes` of the host's memory
+/// may be filled.
 ///
 /// # Errors
 /// If a folder is at fault; every fault is a line.
-pub fn open_models(folders: &[(PathBuf, Option<PathBuf>)], place: &Place) -> anyhow::Result<Arc<Models>> {
-    Ok(Arc::new(Models::open(folders, place)?))
+pub fn open_models(
+    folders: &[(PathBuf, Option<PathBuf>)],
+    place: &Place,
+    free_bytes: u64,
+) -> anyhow::Result<Arc<Models>> {
+    Ok(Arc::new(Models::open(folders, place, free_bytes)?))
 }

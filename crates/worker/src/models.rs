@@ -1,7 +1,7 @@
 //! The models a worker offers, and which of them are in memory.
 //!
 //! Weights are mapped, and shared by all workers of a process. A model's networks are laid out at its first use
-//! and stay; the text encoder goes after each use.
+//! and stay; its text encoder stays too where there is memory for it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
 use model::{ModelFolder, Place, RenderError, Renderer};
-use plan::{ModelFacts, ModelId};
+use plan::{ModelFacts, ModelId, TextHome};
 
 /// Models by name.
 pub struct Models {
@@ -20,16 +20,17 @@ pub struct Models {
 struct Offered {
     facts: ModelFacts,
     folder: Arc<ModelFolder>,
+    text_home: TextHome,
     renderer: Mutex<Option<Arc<Renderer>>>,
 }
 
 impl Models {
     /// Opens folders, each with the folder that gives the parts it lacks, and hashes their weights. Their networks will
-    /// compute on `place`.
+    /// compute on `place`; `free_bytes` of the host's memory may be filled.
     ///
     /// # Errors
     /// If a folder is at fault; every fault is a line.
-    pub fn open(folders: &[(PathBuf, Option<PathBuf>)], place: &Place) -> anyhow::Result<Self> {
+    pub fn open(folders: &[(PathBuf, Option<PathBuf>)], place: &Place, mut free_bytes: u64) -> anyhow::Result<Self> {
         let mut all = BTreeMap::new();
         for (dir, base) in folders {
             let folder = ModelFolder::open(dir, base.as_deref()).map_err(|error| {
@@ -47,7 +48,8 @@ impl Models {
                 kv_ratio: spec.dit.kv_compress.as_ref().map_or(1, |kv| kv.ratio),
                 vae_factor: spec.vae.factor(),
             };
-            let offered = Offered { facts, folder: Arc::new(folder), renderer: Mutex::default() };
+            let text_home = text_home(&folder, &mut free_bytes);
+            let offered = Offered { facts, folder: Arc::new(folder), text_home, renderer: Mutex::default() };
             if all.insert(name.clone(), offered).is_some() {
                 return Err(anyhow!("two models are called `{name}`: give each folder a name of its own"));
             }
@@ -85,8 +87,20 @@ impl Models {
         if let Some(renderer) = &*loaded {
             return Ok(Arc::clone(renderer));
         }
-        let renderer = Arc::new(Renderer::load(Arc::clone(&offered.folder))?);
+        let renderer = Arc::new(Renderer::load(Arc::clone(&offered.folder))?.with_text_at(offered.text_home));
         *loaded = Some(Arc::clone(&renderer));
         Ok(renderer)
     }
+}
+
+/// Where the model's text encoder will be; what the model takes of the host's memory is taken off `free_bytes`.
+fn text_home(folder: &ModelFolder, free_bytes: &mut u64) -> TextHome {
+    let on_cpu = folder.place().device().is_cpu();
+    let text_bytes = folder.text_bytes();
+    let placed_bytes = if on_cpu { folder.placed_bytes() } else { 0 };
+    let home = TextHome::choose(folder.spec(), folder.natural_size(), text_bytes, *free_bytes, placed_bytes, on_cpu);
+    let stays_bytes = if home == TextHome::Memory { text_bytes } else { 0 };
+    *free_bytes = free_bytes.saturating_sub(placed_bytes + stays_bytes);
+    tracing::info!(model = folder.name(), text_mib = text_bytes >> 20, ?home, "text encoder");
+    home
 }
