@@ -5,7 +5,7 @@
 //! given back while it still computes: at its widest the decode holds one picture of features and a slab.
 
 use candle_core::{Result, Tensor};
-use kernels::{ChannelAffine, Conv3x3, Epilogue, Halo, Linear, UpConv, affine_of, apply, attention, moments};
+use kernels::{Conv3x3, Epilogue, Linear, UpConv};
 use plan::{SLAB_BYTES, VaeSpec};
 
 use crate::dit::linear;
@@ -14,11 +14,11 @@ use crate::place::Place;
 use crate::seam::RowExchange;
 use crate::weights::Weights;
 
+mod layers;
 mod slabs;
+use layers::{Band, GroupNorm, MidAttention, Resnet};
 use slabs::Slabs;
 
-/// Added to the variance in every group norm.
-const NORM_EPS: f64 = 1e-6;
 const IMAGE_CHANNELS: usize = 3;
 
 /// The decoder's weights.
@@ -40,22 +40,6 @@ pub struct Decoder {
 struct Level {
     resnets: Vec<Resnet>,
     enlarge: Option<UpConv>,
-}
-
-/// A band on its way through the decoder.
-struct Band<'a> {
-    slabs: Slabs,
-    /// Rows that come from one latent row: moments are taken of such blocks.
-    block_rows: usize,
-    exchange: &'a mut dyn RowExchange,
-}
-
-impl Band<'_> {
-    /// What lies outside the band.
-    fn halo(&mut self) -> Result<Halo> {
-        let (first, last) = self.slabs.edges()?;
-        self.exchange.halo(&first, &last)
-    }
 }
 
 impl Decoder {
@@ -187,124 +171,6 @@ pub fn picture(pixels: &Tensor) -> Result<Tensor> {
 
 fn conv(weights: &Weights, name: &str) -> Result<Conv3x3> {
     Conv3x3::new(&weights.placed(&format!("{name}.weight"))?, &weights.f32(&format!("{name}.bias"))?)
-}
-
-struct GroupNorm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-    groups: usize,
-}
-
-impl GroupNorm {
-    fn load(spec: &VaeSpec, weights: &Weights, name: &str) -> Result<Self> {
-        let vector = |part: &str| weights.f32(&format!("{name}.{part}"))?.to_vec1();
-        Ok(Self { weight: vector("weight")?, bias: vector("bias")?, groups: spec.groups })
-    }
-
-    /// The norm as a map of channels, from the moments of the whole picture.
-    fn affine(&self, band: &mut Band<'_>) -> Result<ChannelAffine> {
-        let partials = moments(band.slabs.all(), self.groups, band.block_rows)?;
-        let all = band.exchange.gather_moments(partials)?;
-        Ok(affine_of(&all, self.groups, &self.weight, &self.bias, NORM_EPS))
-    }
-}
-
-/// Norm, SiLU, convolution, twice, around a shortcut.
-struct Resnet {
-    norm_first: GroupNorm,
-    conv_first: Conv3x3,
-    norm_second: GroupNorm,
-    conv_second: Conv3x3,
-    /// A 1×1 convolution where the channels change.
-    shortcut: Option<Linear>,
-}
-
-impl Resnet {
-    fn load(spec: &VaeSpec, weights: &Weights, name: &str) -> Result<Self> {
-        let shortcut = format!("{name}.conv_shortcut");
-        let has_shortcut = weights.header(&format!("{shortcut}.weight")).is_some();
-        Ok(Self {
-            norm_first: GroupNorm::load(spec, weights, &format!("{name}.norm1"))?,
-            conv_first: conv(weights, &format!("{name}.conv1"))?,
-            norm_second: GroupNorm::load(spec, weights, &format!("{name}.norm2"))?,
-            conv_second: conv(weights, &format!("{name}.conv2"))?,
-            shortcut: has_shortcut.then(|| linear(weights, &shortcut)).transpose()?,
-        })
-    }
-
-    fn forward(&self, band: &mut Band<'_>) -> Result<()> {
-        let norm = self.norm_first.affine(band)?;
-        let halo = band.halo()?;
-        let both = std::mem::take(&mut band.slabs).each(halo, |x, halo| {
-            let hidden = self.conv_first.forward(&x, halo, Some(&norm))?;
-            let shortcut = match &self.shortcut {
-                Some(project) => project_pixels(project, &x)?,
-                None => x,
-            };
-            Ok((hidden, shortcut))
-        })?;
-        let (hidden, shortcuts): (_, Vec<_>) = both.into_iter().unzip();
-        band.slabs = Slabs::of(hidden);
-
-        let norm = self.norm_second.affine(band)?;
-        let halo = band.halo()?;
-        let mut shortcuts = shortcuts.into_iter();
-        let summed = std::mem::take(&mut band.slabs).each(halo, |hidden, halo| {
-            let Some(shortcut) = shortcuts.next() else { candle_core::bail!("every slab has a shortcut") };
-            self.conv_second.forward_onto(&hidden, halo, Some(&norm), shortcut)
-        })?;
-        band.slabs = Slabs::of(summed);
-        Ok(())
-    }
-}
-
-/// A 1×1 convolution.
-fn project_pixels(project: &Linear, x: &Tensor) -> Result<Tensor> {
-    let (rows, cols, channels) = x.dims3()?;
-    let pixels = project.forward(&x.reshape((rows * cols, channels))?, Epilogue::None)?;
-    pixels.reshape((rows, cols, project.outputs()))
-}
-
-/// The one place where pixels attend to pixels: a single head as wide as the channels.
-struct MidAttention {
-    norm: GroupNorm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
-}
-
-impl MidAttention {
-    fn load(spec: &VaeSpec, weights: &Weights, name: &str) -> Result<Self> {
-        let either = |names: [&str; 2]| {
-            let known = names.iter().find(|part| weights.header(&format!("{name}.{part}.weight")).is_some());
-            linear(weights, &format!("{name}.{}", known.unwrap_or(&names[0])))
-        };
-        Ok(Self {
-            norm: GroupNorm::load(spec, weights, &format!("{name}.group_norm"))?,
-            q: either(ATTENTION_NAMES[0])?,
-            k: either(ATTENTION_NAMES[1])?,
-            v: either(ATTENTION_NAMES[2])?,
-            out: either(ATTENTION_NAMES[3])?,
-        })
-    }
-
-    fn forward(&self, band: &mut Band<'_>) -> Result<()> {
-        let norm = self.norm.affine(band)?;
-        let residual = std::mem::take(&mut band.slabs).whole()?;
-        let dims = residual.dims3()?;
-        let x = apply(&residual, &norm)?;
-        let q = self.q.forward(&x, Epilogue::None)?;
-        let k = band.exchange.gather(self.k.forward(&x, Epilogue::None)?)?;
-        let v = band.exchange.gather(self.v.forward(&x, Epilogue::None)?)?;
-        drop(x);
-        let attended = attention(&q, &k, &v, 1)?;
-        drop((q, k, v));
-        let residual = residual.reshape((dims.0 * dims.1, dims.2))?;
-        let x = self.out.forward(&attended, Epilogue::Onto { residual: &residual, gate: None })?;
-        band.slabs = Slabs::one(x.reshape(dims)?);
-        Ok(())
-    }
 }
 
 /// Projections of the middle attention: the names in use, and those of older files.

@@ -101,8 +101,7 @@ pub(crate) struct WorkerArgs {
 
     /// What it computes on: cpu, or cuda:N for the Nth NVIDIA GPU
     ///
-    /// For a GPU the program `fresco-cuda` takes over, which needs the driver, libcublas.so.13, libcurand.so.10 and
-    /// libcudart.so.13.
+    /// For a GPU the program `fresco-cuda` takes over, which needs the driver, libcublas.so.13 and libcurand.so.10.
     #[arg(long, env = "FRESCO_DEVICE", value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceName,
 
