@@ -43,12 +43,14 @@ impl Ways {
     }
 
     fn memory(&self, len: usize) -> Result<PinnedHostSlice<bf16>> {
-        let mut spare = lock(&self.spare);
-        let fits = |memory: &PinnedHostSlice<bf16>| (len..=len.saturating_mul(2)).contains(&memory.len());
-        if let Some(idx) = spare.iter().rposition(fits) {
-            return Ok(spare.swap_remove(idx));
+        // A copy fills all of the memory it is given; the sizes that travel are few and come again.
+        let found = {
+            let mut spare = lock(&self.spare);
+            spare.iter().rposition(|memory| memory.len() == len).map(|idx| spare.remove(idx))
+        };
+        if let Some(memory) = found {
+            return Ok(memory);
         }
-        drop(spare);
         // Not write-combined: the host reads it.
         // SAFETY: bits of any kind are bf16, and nobody reads them before the copy has written them.
         unsafe { self.out.context().alloc_pinned_with_flags(len, 0) }.w()
@@ -82,10 +84,13 @@ pub struct Leaving {
 /// If `x` is of another type, strided or elsewhere, or there is no memory.
 pub fn leave(x: &Tensor) -> Result<Leaving> {
     let Some(device) = on_gpu(x) else { bail!("expected a tensor on the gpu") };
+    if x.elem_count() == 0 {
+        bail!("a tensor without values does not travel");
+    }
     let ways = Ways::of(&device)?;
     // Whatever computes `x` was given to the arithmetic's stream before.
     ways.out.join(&device.cuda_stream()).w()?;
-    let mut to = ways.memory(x.elem_count().max(1))?;
+    let mut to = ways.memory(x.elem_count())?;
     {
         let (storage, layout) = x.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else { bail!("expected a tensor on the gpu") };
