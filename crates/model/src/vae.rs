@@ -6,7 +6,7 @@
 
 use candle_core::{Result, Tensor};
 use kernels::{Conv3x3, Epilogue, Linear, UpConv};
-use plan::{SLAB_BYTES, VaeSpec};
+use plan::{VaeSpec, slab_bytes};
 
 use crate::dit::linear;
 use crate::finite::{self, ForwardError};
@@ -25,7 +25,8 @@ const IMAGE_CHANNELS: usize = 3;
 pub struct Decoder {
     spec: VaeSpec,
     place: Place,
-    slab_values: usize,
+    /// Where it is not chosen by the band's size.
+    slab_values: Option<usize>,
     post_quant: Option<Linear>,
     conv_in: Conv3x3,
     mid_first: Resnet,
@@ -70,7 +71,7 @@ impl Decoder {
         Ok(Self {
             spec: spec.clone(),
             place: weights.place().clone(),
-            slab_values: (SLAB_BYTES / weights.place().value_bytes()) as usize,
+            slab_values: None,
             post_quant: spec.has_post_quant_conv.then(|| linear(weights, "post_quant_conv")).transpose()?,
             conv_in: conv(weights, "decoder.conv_in")?,
             mid_first: resnet("decoder.mid_block.resnets.0")?,
@@ -88,7 +89,7 @@ impl Decoder {
     /// The same with slabs of about so many values, whole latent rows at least. The pixels do not depend on it.
     #[must_use]
     pub fn with_slabs_of(self, slab_values: usize) -> Self {
-        Self { slab_values, ..self }
+        Self { slab_values: Some(slab_values), ..self }
     }
 
     /// Layers of the decode as [`Self::decode`] counts them.
@@ -114,6 +115,9 @@ impl Decoder {
             n_done += 1;
             if part_done(n_done).is_break() { Err(ForwardError::Cancelled) } else { Ok(()) }
         };
+        let slab_values = self
+            .slab_values
+            .unwrap_or_else(|| self.slab_values_for(latents.elem_count() / self.spec.latent_channels.max(1)));
         let mut band = Band { slabs: Slabs::one(self.enter(latents)?), block_rows: 1, exchange };
         let halo = band.halo()?;
         band.slabs = Slabs::of(band.slabs.each(halo, |x, halo| self.conv_in.forward(&x, halo, None))?);
@@ -134,7 +138,7 @@ impl Decoder {
             if let Some(enlarge) = &level.enlarge {
                 let halo = band.halo()?;
                 // Channels stay, pixels become four.
-                let small = band.slabs.cut(band.block_rows, self.slab_values / 4)?;
+                let small = band.slabs.cut(band.block_rows, slab_values / 4)?;
                 band.slabs = Slabs::of(small.each(halo, |x, halo| enlarge.forward(&x, halo))?);
                 band.block_rows *= 2;
                 checked(&band.slabs, &format!("decoder.up_blocks.{level_idx}.upsamplers.0"))?;
@@ -145,6 +149,12 @@ impl Decoder {
         let slabs = Slabs::of(band.slabs.each(halo, |x, halo| self.conv_out.forward(&x, halo, Some(&norm)))?);
         checked(&slabs, "decoder.conv_out")?;
         Ok(slabs.bring_back()?)
+    }
+
+    fn slab_values_for(&self, n_cells: usize) -> usize {
+        let value_bytes = self.place.value_bytes();
+        usize::try_from(slab_bytes(&self.spec, n_cells as u128, value_bytes) / u128::from(value_bytes))
+            .unwrap_or(usize::MAX)
     }
 
     /// Latents as the encoder left them, channels last.

@@ -6,9 +6,9 @@
 use crate::geometry::ImageSize;
 use crate::spec::{DitSpec, ModelSpec, VaeSpec};
 
-/// Bytes of a slab: layers of the decode give back what they have read a slab at a time. Enough to fill a GPU, and little
-/// beside the gigabytes of a large picture.
-pub const SLAB_BYTES: u64 = 64 << 20;
+/// Slabs a decode's widest layer is read in, unless they would be small.
+const N_SLABS: u128 = 16;
+const LEAST_SLAB_BYTES: u128 = 16 << 20;
 
 /// What one rank has of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,16 +40,21 @@ pub struct Footprint {
     pub picture_bytes: u128,
 }
 
-/// Scratch of kernels, code, tokenizer; the slab being read and the one being written.
-const ALLOWANCE_BYTES: u128 = (64 << 20) + 2 * SLAB_BYTES as u128;
+/// Scratch of kernels, code, tokenizer.
+const ALLOWANCE_BYTES: u128 = 64 << 20;
 
 impl Footprint {
     /// What `share` of a picture of `size` takes where a value is stored in `value_bytes`.
     pub fn of(spec: &ModelSpec, size: ImageSize, share: Share, value_bytes: u64) -> Self {
         let pixels = u128::from(size.width_px) * u128::from(size.height_px);
+        let latent = size.latent(spec.vae.factor());
+        let [own, all] = [share.decode_rows, latent.rows].map(|rows| rows as u128 * latent.cols as u128);
+        // A slab is read while the one before has just been written.
+        let layers =
+            widest_values(&spec.vae, own) * u128::from(value_bytes) + 2 * slab_bytes(&spec.vae, own, value_bytes);
         Self {
             dit_bytes: dit_values(&spec.dit, spec.vae.factor(), size, share) * u128::from(value_bytes),
-            vae_bytes: vae_values(&spec.vae, size, share) * u128::from(value_bytes),
+            vae_bytes: layers.max(attention_values(&spec.vae, own, all) * u128::from(value_bytes)),
             // Planes beside the rows they come from.
             picture_bytes: 6 * pixels * size_of::<f32>() as u128,
         }
@@ -67,29 +72,38 @@ impl Footprint {
 }
 
 /// A block holds its input, the modulated input, q, k, v, the attention's result and its output at once, or the MLP's hidden
-/// rows instead; keys and values of all rows beside those of the band.
+/// rows instead; beside those of the band keys and values of all rows, and the pieces one of them is put together from.
 fn dit_values(spec: &DitSpec, factor: usize, size: ImageSize, share: Share) -> u128 {
     let grid = size.latent(factor).tokens();
     let [own, all] = [share.token_rows, grid.rows].map(|rows| rows as u128 * grid.cols as u128);
-    share.n_branches as u128 * (7 * own + 2 * all) * spec.width() as u128
+    share.n_branches as u128 * (7 * own + 3 * all) * spec.width() as u128
 }
 
-/// The band's pixels at the widest layer: what a layer writes takes the place of what it has read.
-fn vae_values(spec: &VaeSpec, size: ImageSize, share: Share) -> u128 {
-    let latent = size.latent(spec.factor());
-    let cells = |rows: usize| rows as u128 * latent.cols as u128;
-    let (own, all) = (cells(share.decode_rows), cells(latent.rows));
+/// Bytes of a slab of a decode of `cells` latent cells: layers give back what they have read a slab at a time. Few of them, so
+/// that each fills a GPU, and little beside the widest layer.
+pub fn slab_bytes(spec: &VaeSpec, cells: u128, value_bytes: u64) -> u128 {
+    (widest_values(spec, cells) * u128::from(value_bytes) / N_SLABS).max(LEAST_SLAB_BYTES)
+}
+
+/// Values of the widest layer: what a layer writes takes the place of what it has read.
+fn widest_values(spec: &VaeSpec, cells: u128) -> u128 {
     let top = spec.widths.len() - 1;
     let mut width = spec.widths[top] as u128;
-    // The middle attention holds its input, the normalised input, queries and its result, and keys and values of all rows.
-    let mut peak = (4 * own + 3 * all) * width;
+    let mut widest = 0;
     for level in (0..=top).rev() {
-        let (pixels, out) = (own << (2 * (top - level)), spec.widths[level] as u128);
-        // Hidden rows and the shortcut; at its start, what the level before left.
-        peak = peak.max(pixels * width.max(2 * out));
+        let (pixels, out) = (cells << (2 * (top - level)), spec.widths[level] as u128);
+        // What the level before left; then the hidden rows and the shortcut.
+        widest = widest.max(pixels * width.max(2 * out));
         width = out;
     }
-    peak
+    widest
+}
+
+/// The middle attention holds its input, the normalised input, queries and its result, and keys and values of all rows beside
+/// the pieces they are put together from.
+fn attention_values(spec: &VaeSpec, own_cells: u128, all_cells: u128) -> u128 {
+    let width = spec.widths[spec.widths.len() - 1] as u128;
+    (4 * own_cells + 4 * all_cells) * width
 }
 
 #[cfg(test)]
@@ -122,10 +136,10 @@ pub(crate) mod tests {
         // What the last level starts with: 256 channels of 4096² pixels.
         let whole = Share::whole(&xl(), LARGE);
         let of = |value_bytes| Footprint::of(&xl(), LARGE, whole, value_bytes);
-        assert_eq!(of(4).vae_bytes, 16 * GIB);
-        assert_eq!(of(2).vae_bytes, 8 * GIB);
+        assert_eq!(of(4).vae_bytes, 18 * GIB, "16 GiB and two slabs");
+        assert_eq!(of(2).vae_bytes, 9 * GIB);
         assert_eq!(of(4).picture_bytes, 6 * 4096 * 4096 * 4);
-        assert!(of(2).on_gpu_bytes() < 9 * GIB);
+        assert!(of(2).on_gpu_bytes() < 10 * GIB);
     }
 
     #[test]
@@ -134,7 +148,7 @@ pub(crate) mod tests {
         let half = Share { token_rows: 128, n_branches: 2, decode_rows: 256 };
         let [whole, half] = [whole, half].map(|share| Footprint::of(&xl(), LARGE, share, 2));
         assert_eq!(half.vae_bytes, whole.vae_bytes / 2);
-        assert_eq!(half.dit_bytes * 9, whole.dit_bytes * 11, "3.5 + 2 of 7 + 2, twice");
+        assert_eq!(half.dit_bytes * 10, whole.dit_bytes * 13, "3.5 + 3 of 7 + 3, twice");
     }
 
     #[test]

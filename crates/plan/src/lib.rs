@@ -17,7 +17,7 @@ pub mod text_home;
 
 pub use assignment::{ArtifactKind, Assignment, Cause, ModelFacts, ModelId, Peer};
 pub use exchange::{Exchange, Pace};
-pub use footprint::{Footprint, SLAB_BYTES, Share};
+pub use footprint::{Footprint, Share, slab_bytes};
 pub use geometry::{ImageSize, LatentSize, RowRange, TokenGrid};
 pub use id::{Epoch, ImageId, ImageIdx, JobId, LayerIdx, Millis, Rank, StepIdx, WorkerId};
 pub use mesh::{Branch, Choice, Mesh, MeshError};
