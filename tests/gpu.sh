@@ -151,7 +151,7 @@ farm() {
 
 draw() {
     local n=$1 fault=${2-} port=$((17400 + $1)) first=${#running[@]} start=$SECONDS idx job
-    rm -rf "$work/data-$n" "$work/worker-$n-"*
+    rm -rf "$work/data-$n" "$work/worker-$n-"* "$work/job-$n" "$work/$n.png"
     "$bin/fresco" serve --workers 0 --listen "127.0.0.1:$port" --data "$work/data-$n" >"$work/serve-$n" 2>&1 3>&- &
     running+=($!)
     for ((idx = 0; idx < n; idx++)); do
@@ -169,19 +169,24 @@ draw() {
     bounded "$patience" "$bin/fresco" submit "a deep canyon at sunset with two moons on the left" --size "$size" --steps 4 \
         --seed 7 --coordinator "http://127.0.0.1:$port" --wait --json >"$work/job-$n" || return 1
     job=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["job"])' "$work/job-$n") || return 1
-    bounded "$patience" "$bin/fresco" download "$job" --coordinator "http://127.0.0.1:$port" --out "$work/$n.png" --force || return 1
+    bounded "$patience" "$bin/fresco" download "$job" --coordinator "http://127.0.0.1:$port" --out "$work/$n.png" || return 1
     # A picture that one worker drew while the others looked on would prove nothing.
     local ranks others
     ranks=$(sed -n "s/.*assigned worker=\([^ ]*\) .*n_ranks=$n .*/\1/p" "$work/serve-$n" | sort -u | wc -l)
     others=$(grep " assigned " "$work/serve-$n" | grep -vc "n_ranks=$n ")
     [ "$ranks" = "$n" ] || { echo "$ranks of $n workers drew it" && return 1; }
     if [ -n "$fault" ]; then
-        [ "$others" -gt 0 ] || { echo "no GPU was lost before launch $fault" && return 1; }
+        # Not before the first step is done, and not while the picture is decoded.
+        grep " assigned " "$work/serve-$n" | grep "n_ranks=1 " | grep -q "n_steps_done=[1-3]\b" ||
+            { echo "launch $fault is not in the midst of the steps" && return 1; }
         kill -0 "${running[-1]}" 2>/dev/null && echo "the worker whose GPU is lost did not leave" && return 1
         grep -q "ILLEGAL_ADDRESS, code 700" "$work/serve-$n" || { echo "the coordinator was not told why" && return 1; }
     else
         [ "$others" = 0 ] || { echo "$others parts were of another number of workers" && return 1; }
     fi
+    ! grep "took more of the gpu's memory than was counted" "$work/worker-$n-"* || return 1
+    # What cannot be seen to be said was not looked at.
+    grep -q "a part's memory on the gpu" "$work/worker-$n-0" || { echo "no part's memory was compared" && return 1; }
 }
 
 # Passes if a program says `words` and ends or fails as it should.
@@ -207,9 +212,9 @@ run_emulated() {
 
 run_checks() {
     # Of the emulated ones the shortest, which still takes a minute; a block of XL/2 would take the emulator hours.
-    local split=split:: blocks=gpu::
-    [ -z "$emulated" ] || split=split::an_odd_grid blocks=gpu::values::small
-    check "blocks and large operations are the CPU's" tests "$device" "$blocks" --nocapture
+    local split=split:: blocks=(gpu::)
+    [ -z "$emulated" ] || split=split::an_odd_grid blocks=(gpu::values::small gpu::travel)
+    check "operations are the CPU's, and what travels keeps its bits" tests "$device" "${blocks[@]}" --nocapture
     check "reference values in f32" tests "$device f32" parity::
     check "ranks in one process give equal bytes" tests "$device" "$split"
     check "one worker process draws a picture" farm 1

@@ -58,8 +58,12 @@ export PATH="$CUDA_HOME/bin:$PATH" CARGO_TARGET_DIR="$PWD/target/cuda/build"
 manifest=$(cargo metadata --manifest-path crates/cli/Cargo.toml --features cuda --locked --format-version 1 \
     --filter-platform "$(rustc -vV | sed -n 's/^host: //p')" | python3 -c 'import json, sys
 print(next(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == "candle-kernels"))')
-{ echo 'void abort(void);' && sed -n 's/^ *pub fn \([a-z0-9_]*\)(.*/void \1(void) { abort(); }/pI' "${manifest%/*}/src/ffi.rs"; } |
-    cc -w -c -x c - -o "$links/unused.o"
+unused=$(sed -n 's/^ *pub fn \([A-Za-z0-9_]*\)(.*/\1/p' "${manifest%/*}/src/ffi.rs")
+[ -n "$unused" ] || stop "candle-kernels names no functions any more where it did"
+{
+    echo 'int puts(const char*); void abort(void);'
+    for name in $unused; do echo "void $name(void) { puts(\"$name is not linked\"); abort(); }"; done
+} | cc -w -c -x c - -o "$links/unused.o"
 printf '#!/bin/sh\nexec cc "%s" "$@"\n' "$PWD/$links/unused.o" >"$links/linker"
 chmod +x "$links/linker"
 link=(-C "linker=$PWD/$links/linker" -L "native=$PWD/$links")
@@ -91,6 +95,7 @@ missing=$(comm -23 <(nm -D --undefined-only "$bin/fresco-cuda" | awk '$1 != "w" 
         cc -print-file-name=libstdc++.so.6; } | xargs -n 1 nm -D --defined-only 2>/dev/null |
         awk '{ print $NF }' | sed 's/@.*//' | sort -u) | grep -v '^cu[A-Z]' || true)
 [ -z "$missing" ] || stop "the program looks for what no library has: $missing"
+! readelf -d "$bin/fresco-cuda" | grep -q libcudart || stop "candle's kernels for quantized weights are linked again, and libcudart with them"
 readelf -d "$bin/fresco-cuda" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/needs \1/p'
 # What goes to the machine with the GPU: the project's files as git knows them, and the archive. tests/gpu.sh promises its size.
 carried=$({ git ls-files -z --cached --others --exclude-standard && printf 'target/cuda/fresco-gpu.tar.xz\0'; } |

@@ -3,8 +3,8 @@
 //! Only a few rows of the normalised input exist at a time, in a padded strip; products run straight on the
 //! strip, tap after tap, so there is no matrix of patches. What lies outside a band of rows comes in as a [`Halo`].
 //!
-//! Each output pixel is a sum over taps and channels in index order, wherever the picture is cut; a convolution onto
-//! a shortcut begins its sums with the shortcut.
+//! Each output pixel is a sum over taps and channels in index order, wherever the picture is cut; on a CPU a convolution
+//! onto a shortcut begins its sums with the shortcut, on a GPU it ends them so.
 
 #[cfg(feature = "cuda")]
 use candle_core::{DType, Device};
@@ -92,13 +92,17 @@ impl Conv3x3 {
     /// As [`Self::forward`], added to `onto` `[rows, cols, outputs]` in its place, which nobody else may hold.
     ///
     /// # Errors
-    /// As [`Self::forward`], or if `onto` is a view of `x`.
+    /// As [`Self::forward`], or if `onto` is a view of what is read.
     pub fn forward_onto(&self, x: &Tensor, halo: &Halo, norm: Option<&ChannelAffine>, onto: Tensor) -> Result<Tensor> {
         let (rows, cols, _) = x.dims3()?;
         if onto.dims() != [rows, cols, self.taps.n] {
             bail!("a convolution of {rows}x{cols} pixels to {} channels onto {:?}", self.taps.n, onto.dims());
         }
-        if share_memory(x, &onto) {
+        if [Some(x), halo.above.as_ref(), halo.below.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|read| share_memory(read, &onto))
+        {
             bail!("a convolution cannot write over its own input");
         }
         #[cfg(feature = "cuda")]

@@ -29,7 +29,7 @@ pub use cuda::device::{architecture, explain, gpu, overwrite};
 pub use cuda::pool::{free_bytes, peak_bytes, restart_peak};
 pub use cuda::probe::{Gpu, GpuError, find_gpu};
 #[cfg(feature = "cuda")]
-pub use cuda::travel::{HostValues, Leaving, arrive, leave};
+pub use cuda::travel::{Arriving, HostValues, Leaving, clear_spares, leave};
 pub use finite::{all_finite, all_finite_bf16, is_finite};
 pub use group_norm::{ChannelAffine, Moments, affine_of, apply, moments};
 pub use isa::{Isa, isa};

@@ -4,6 +4,7 @@
 use candle_core::Tensor;
 use model::Place;
 
+mod travel;
 mod values;
 
 /// The place asked for.

@@ -33,7 +33,7 @@ use crate::terminal;
 /// Coordinator and workers in one process, until told to stop.
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
     coordinator::role::refuse_certificates()?;
-    let offered = open_models(&args.models, &Place::default())?;
+    let offered = open_models(&args.models, &Place::default(), args.workers)?;
     let port = Arc::new(bind(SocketAddr::new(args.listen.ip(), 0))?);
     let threads = n_threads(&args.threads);
     let registry = telemetry::registry("serve").context("make metrics")?;
@@ -103,7 +103,7 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
     let (models, told) = (args.models, shutdown.clone());
     let offered = runtime.block_on(async move {
         let mut told = told;
-        let reading = tokio::task::spawn_blocking(move || open_models(&models, &place));
+        let reading = tokio::task::spawn_blocking(move || open_models(&models, &place, 1));
         tokio::select! {
             offered = reading => Some(offered.context("read the weights")),
             _ = told.changed() => None,
@@ -173,7 +173,7 @@ impl PrivateFarm {
         let offered = {
             let _wait = Wait::start("reading the weights");
             let folders = [(model.to_owned(), base.map(Path::to_owned))];
-            worker::open_models(&folders, &Place::default(), Memory::measure().available_bytes)?
+            worker::open_models(&folders, &Place::default(), Memory::measure().available_bytes, n_workers)?
         };
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         let port = Arc::new(bind(any)?);
@@ -256,11 +256,11 @@ fn start_workers(
     Ok(workers)
 }
 
-fn open_models(asked: &[String], place: &Place) -> anyhow::Result<Arc<Models>> {
+fn open_models(asked: &[String], place: &Place, n_workers: u16) -> anyhow::Result<Arc<Models>> {
     let find = |model: &String| Ok((models::find(model)?, None));
     let folders = asked.iter().map(find).collect::<Result<Vec<(PathBuf, Option<PathBuf>)>, Stop>>()?;
     let _wait = Wait::start("reading the weights");
-    worker::open_models(&folders, place, Memory::measure().available_bytes)
+    worker::open_models(&folders, place, Memory::measure().available_bytes, n_workers)
 }
 
 fn bind(address: SocketAddr) -> anyhow::Result<Port> {

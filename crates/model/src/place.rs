@@ -6,7 +6,7 @@
 mod travel;
 
 use candle_core::{DType, Device, Result, Tensor};
-pub use travel::{Leaving, Values, leave};
+pub use travel::{Gathering, Leaving, Values, leave};
 
 #[cfg(feature = "cuda")]
 use crate::finite::first_line;
@@ -135,6 +135,16 @@ pub enum RoomError {
     /// The GPU does not answer.
     #[error("{0}")]
     Device(String),
+}
+
+impl RoomError {
+    /// In words: `what` does not fit, and `advice` says what to do about it.
+    pub fn told(self, what: &str, advice: &str) -> String {
+        match self {
+            Self::Short { .. } => format!("{what}: {self}: {advice}"),
+            Self::Device(said) => said,
+        }
+    }
 }
 
 fn fits(needed_bytes: u64, free_bytes: u64) -> std::result::Result<(), RoomError> {

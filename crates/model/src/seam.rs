@@ -7,7 +7,7 @@
 
 use candle_core::{Result, Tensor};
 use kernels::{Halo, Moments};
-use plan::LayerIdx;
+use plan::{LayerIdx, TokenGrid};
 
 use crate::dit::block::Block;
 
@@ -57,6 +57,12 @@ impl<'a> SelfAttention<'a> {
         self.cols
     }
 
+    /// How many keys `n_rows` rows of tokens have.
+    pub fn n_keys(&self, n_rows: usize) -> usize {
+        let grid = TokenGrid { rows: n_rows, cols: self.cols };
+        grid.compressed(self.block.kv_ratio()).n_tokens()
+    }
+
     /// Queries of these rows, `[tokens, heads·d]`.
     ///
     /// # Errors
@@ -99,7 +105,7 @@ pub trait RowExchange {
     /// If another rank is gone.
     fn gather_moments(&mut self, partials: Vec<Moments>) -> Result<Vec<Moments>>;
 
-    /// The rows of all bands, in order, given this band's `[tokens, channels]`.
+    /// The rows of all bands, in order, given this band's `[cells, channels]`, one a latent cell.
     ///
     /// # Errors
     /// If another rank is gone.

@@ -371,13 +371,15 @@ impl<'a> Run<'a> {
     fn decode(&mut self) -> Result<(), RankError> {
         let decode_bands = self.seat.assignment.mesh.decode_bands();
         let order = decode_bands.iter().map(|(rank, _)| *rank).collect();
+        let n_rows = decode_bands.iter().map(|(_, band)| band.n_rows()).sum::<usize>();
         let own = decode_bands.iter().find(|(rank, _)| *rank == self.rank);
         let Some((_, own)) = own else { return Err(RankError::Assignment("a rank has no rows to decode".into())) };
         let latents = self.x.narrow(1, own.start - self.band().start, own.n_rows())?.contiguous()?;
         let decoder = self.seat.renderer.decoder();
+        let n_cells = n_rows * latents.dim(2)?;
         let (total, watch) = (decoder.n_parts(), self.watch);
         let pixels = self.seat.pools[0].install(|| {
-            let mut rows = BandOfPixels::new(self.link, order, self.turn.take());
+            let mut rows = BandOfPixels::new(self.link, order, n_cells, self.turn.take());
             decoder.decode(&latents, &mut rows, &mut |done| watch.decode_done(done, total))
         });
         self.pixels = Some(pixels.map_err(|error| RankError::of_forward(error, None, self.rank))?);
@@ -408,8 +410,10 @@ impl<'a> Run<'a> {
                 latents.push(Tensor::from_slice(&values, (latent_channels, n_rows, latent_cols), &Device::Cpu)?);
             }
         }
-        let image = vae::picture(&Tensor::cat(&pixels, 0)?)?;
+        let all = Tensor::cat(&pixels, 0)?;
         drop(pixels);
+        let image = vae::picture(&all)?;
+        drop(all);
         let latents = Tensor::cat(&latents, 1)?.contiguous()?.unsqueeze(0)?;
         Ok(Outcome::Done(Some(Rendered { latents, image, embeds: self.embeds[0].unsqueeze(0)? })))
     }

@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor};
 use fabric::{Fabric, FabricError, Payload};
-use model::Place;
-use model::place::{Leaving, Values, leave};
+use model::place::{Gathering, Leaving, Values, leave};
 use plan::Rank;
 use plan::program::Tag;
 
@@ -80,12 +79,12 @@ impl<'a> Link<'a> {
         self.keep(self.fabric.recv(from, fabric::Tag(tag.pack())))
     }
 
-    /// What came from rank `from` as rows of `width` values, where and in the type the networks compute.
-    pub(crate) fn rows(&self, from: Rank, came: &Payload, width: usize, place: &Place) -> Result<Tensor> {
+    /// Adds rows that came from rank `from`.
+    pub(crate) fn add(&self, all: &mut Gathering, from: Rank, came: &Payload) -> Result<()> {
         match came {
-            Payload::F32(values) if !place.sends_bf16() => place.arrive_f32(values, width),
-            Payload::Bf16(values) if place.sends_bf16() => place.arrive_bf16((**values).as_ref(), width),
-            other => self.wrong_type(from, if place.sends_bf16() { "bf16 values" } else { "f32 values" }, other),
+            Payload::F32(values) if !all.takes_bf16() => all.add_f32(values),
+            Payload::Bf16(values) if all.takes_bf16() => all.add_bf16((**values).as_ref()),
+            other => self.wrong_type(from, if all.takes_bf16() { "bf16 values" } else { "f32 values" }, other),
         }
     }
 
@@ -117,13 +116,47 @@ impl<'a> Link<'a> {
     }
 }
 
+/// Tensors to be sent: at once if they are in the host's memory, and what a GPU still copies in [`Self::send_late`], when
+/// it was given what it computes meanwhile.
+pub(crate) struct Departures<'a> {
+    link: &'a Link<'a>,
+    late: Vec<(Vec<Rank>, Tag, Leaving)>,
+}
+
+impl<'a> Departures<'a> {
+    pub(crate) fn new(link: &'a Link<'a>) -> Self {
+        Self { link, late: Vec::new() }
+    }
+
+    /// Has `x` leave for the ranks `to`.
+    pub(crate) fn put(&mut self, to: Vec<Rank>, tag: Tag, x: &Tensor) -> Result<()> {
+        let leaving = leave(x)?;
+        if leaving.is_there() {
+            return self.send(&to, tag, leaving);
+        }
+        self.late.push((to, tag, leaving));
+        Ok(())
+    }
+
+    /// Sends what was not there at once.
+    pub(crate) fn send_late(mut self) -> Result<()> {
+        let late = std::mem::take(&mut self.late);
+        late.into_iter().try_for_each(|(to, tag, leaving)| self.send(&to, tag, leaving))
+    }
+
+    fn send(&self, to: &[Rank], tag: Tag, leaving: Leaving) -> Result<()> {
+        let values = when_there(leaving)?;
+        to.iter().try_for_each(|to| self.link.send(*to, tag, &values))
+    }
+}
+
 /// The values of `x`, from wherever it lies, ready to travel.
 pub(crate) fn payload(x: &Tensor) -> Result<Payload> {
     when_there(leave(x)?)
 }
 
 /// Values that left, once they are there.
-pub(crate) fn when_there(leaving: Leaving) -> Result<Payload> {
+fn when_there(leaving: Leaving) -> Result<Payload> {
     Ok(match leaving.wait()? {
         Values::F32(values) => Payload::F32(Arc::new(values)),
         Values::Bf16(values) => Payload::Bf16(values),

@@ -20,15 +20,17 @@ pub struct BandOfPixels<'a> {
     link: &'a Link<'a>,
     /// Everybody who decodes, from the top.
     order: Vec<Rank>,
+    /// Latent cells of the whole picture.
+    n_cells: usize,
     turn: Held<'a>,
     /// Exchanges made so far: every rank makes the same ones, so the count names them.
     n_exchanges: u32,
 }
 
 impl<'a> BandOfPixels<'a> {
-    /// This rank's band among those of `order`, from the top.
-    pub fn new(link: &'a Link<'a>, order: Vec<Rank>, turn: Held<'a>) -> Self {
-        Self { link, order, turn, n_exchanges: 0 }
+    /// This rank's band among those of `order`, from the top, of a picture of `n_cells` latent cells.
+    pub fn new(link: &'a Link<'a>, order: Vec<Rank>, n_cells: usize, turn: Held<'a>) -> Self {
+        Self { link, order, n_cells, turn, n_exchanges: 0 }
     }
 
     fn next_tag(&mut self) -> Tag {
@@ -45,23 +47,8 @@ impl<'a> BandOfPixels<'a> {
         (1..n).map(|ahead| self.order[(own_idx + ahead) % n]).try_for_each(|to| self.link.send(to, tag, own))
     }
 
-    /// What every rank sent, this one's own included, from the top.
-    fn collect<T: Clone>(
-        &mut self,
-        tag: Tag,
-        own: &T,
-        read: impl Fn(&Link<'_>, Rank, &Payload) -> Result<T>,
-    ) -> Result<Vec<T>> {
-        let mut parts = Vec::with_capacity(self.order.len());
-        for from in &self.order {
-            parts.push(if *from == self.link.rank() {
-                own.clone()
-            } else {
-                let came = self.turn.aside(|| self.link.recv(*from, tag))?;
-                read(self.link, *from, &came)?
-            });
-        }
-        Ok(parts)
+    fn recv(&mut self, from: Rank, tag: Tag) -> Result<Payload> {
+        self.turn.aside(|| self.link.recv(from, tag))
     }
 }
 
@@ -80,9 +67,10 @@ impl RowExchange for BandOfPixels<'_> {
         }
         let mut row_of = |from: Option<Rank>| -> Result<Option<Tensor>> {
             let Some(from) = from else { return Ok(None) };
-            let came = self.turn.aside(|| self.link.recv(from, tag))?;
-            let row = self.link.rows(from, &came, cols * channels, &place)?;
-            Ok(Some(row.reshape((1, cols, channels))?))
+            let came = self.recv(from, tag)?;
+            let mut row = place.gather(1, cols * channels)?;
+            self.link.add(&mut row, from, &came)?;
+            Ok(Some(row.whole()?.reshape((1, cols, channels))?))
         };
         Ok(Halo { above: row_of(above)?, below: row_of(below)? })
     }
@@ -92,16 +80,30 @@ impl RowExchange for BandOfPixels<'_> {
         let own: Vec<f64> = partials.iter().flat_map(|part| [part.count, part.mean, part.m2]).collect();
         let own = Arc::new(own);
         self.send_to_others(tag, &Payload::F64(Arc::clone(&own)))?;
-        let parts = self.collect(tag, &own, |link, from, came| link.f64_values(from, came))?;
-        let all = parts.iter().flat_map(|part| part.chunks_exact(3));
-        Ok(all.map(|part| Moments { count: part[0], mean: part[1], m2: part[2] }).collect())
+        let mut all = Vec::new();
+        for from in self.order.clone() {
+            if from == self.link.rank() {
+                all.extend_from_slice(&own);
+            } else {
+                let came = self.recv(from, tag)?;
+                all.extend_from_slice(&self.link.f64_values(from, &came)?);
+            }
+        }
+        Ok(all.chunks_exact(3).map(|part| Moments { count: part[0], mean: part[1], m2: part[2] }).collect())
     }
 
     fn gather(&mut self, x: Tensor) -> Result<Tensor> {
         let tag = self.next_tag();
-        let (width, place) = (x.dim(1)?, Place::of(&x));
+        let mut all = Place::of(&x).gather(self.n_cells, x.dim(1)?)?;
         self.send_to_others(tag, &payload(&x)?)?;
-        let parts = self.collect(tag, &x, |link, from, came| link.rows(from, came, width, &place))?;
-        Tensor::cat(&parts, 0)
+        for from in self.order.clone() {
+            if from == self.link.rank() {
+                all.add_own(&x)?;
+            } else {
+                let came = self.recv(from, tag)?;
+                self.link.add(&mut all, from, &came)?;
+            }
+        }
+        all.whole()
     }
 }

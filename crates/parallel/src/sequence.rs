@@ -9,12 +9,12 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use kernels::attention;
 use model::Place;
-use model::place::leave;
+use model::place::Gathering;
 use model::seam::{AttentionContext, SelfAttention};
 use plan::program::{Part, Tag};
 use plan::{Branch, Exchange, Rank, RowRange, StepIdx};
 
-use crate::link::{Link, payload, when_there};
+use crate::link::{Departures, Link};
 use crate::turn::Held;
 
 /// One branch's band of token rows in one step.
@@ -51,30 +51,38 @@ impl AttentionContext for BandOfTokens<'_> {
 impl BandOfTokens<'_> {
     fn gather_keys_and_values(&mut self, rows: &SelfAttention<'_>) -> Result<Tensor> {
         let (keys, values) = rows.keys_and_values(rows.rows())?;
-        let queries = self.send_before_queries(rows, &[(Part::Keys, &keys), (Part::Values, &values)])?;
-        let keys = self.gather(rows, Part::Keys, keys)?;
-        let values = self.gather(rows, Part::Values, values)?;
-        attention(&queries, &keys, &values, rows.heads())
+        let n_keys = self.bands.iter().map(|band| rows.n_keys(band.n_rows())).sum();
+        let own = vec![(Part::Keys, keys), (Part::Values, values)];
+        let (queries, all) = self.gather_beside_queries(rows, own, n_keys)?;
+        let [keys, values] = &all[..] else { candle_core::bail!("keys and values are two") };
+        attention(&queries, keys, values, rows.heads())
     }
 
     fn gather_rows(&mut self, rows: &SelfAttention<'_>) -> Result<Tensor> {
-        let queries = self.send_before_queries(rows, &[(Part::Rows, rows.rows())])?;
-        let all = self.gather(rows, Part::Rows, rows.rows().clone())?;
-        let (keys, values) = rows.keys_and_values(&all)?;
+        let own = vec![(Part::Rows, rows.rows().clone())];
+        let (queries, all) = self.gather_beside_queries(rows, own, self.n_tokens(rows))?;
+        let [all] = &all[..] else { candle_core::bail!("rows are one") };
+        let (keys, values) = rows.keys_and_values(all)?;
         attention(&queries, &keys, &values, rows.heads())
     }
 
-    /// Sends `parts` to all others and computes the queries while they travel. A GPU is given the queries while it copies;
-    /// on a CPU, where they would hold up what is there already, they come behind.
-    fn send_before_queries(&mut self, rows: &SelfAttention<'_>, parts: &[(Part, &Tensor)]) -> Result<Tensor> {
-        let leaving = parts.iter().map(|(part, x)| Ok((*part, leave(x)?))).collect::<Result<Vec<_>>>()?;
-        let are_there = leaving.iter().all(|(_, leaving)| leaving.is_there());
-        let queries = (!are_there).then(|| rows.queries()).transpose()?;
-        for (part, leaving) in leaving {
-            let own = when_there(leaving)?;
-            self.others().try_for_each(|(_, to)| self.link.send(to, self.tag(rows, part), &own))?;
+    /// Has this rank's `parts` leave for all others, computes the queries meanwhile, and gathers `n_rows` of each part.
+    fn gather_beside_queries(
+        &mut self,
+        rows: &SelfAttention<'_>,
+        parts: Vec<(Part, Tensor)>,
+        n_rows: usize,
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut departures = Departures::new(self.link);
+        let mut begun = Vec::with_capacity(parts.len());
+        for (part, own) in parts {
+            departures.put(self.others().map(|(_, to)| to).collect(), self.tag(rows, part), &own)?;
+            begun.push((part, Place::of(&own).gather(n_rows, own.dim(1)?)?, own));
         }
-        queries.map_or_else(|| rows.queries(), Ok)
+        let queries = rows.queries()?;
+        departures.send_late()?;
+        let all = begun.into_iter().map(|(part, all, own)| self.gather(rows, part, all, own)).collect::<Result<_>>()?;
+        Ok((queries, all))
     }
 
     /// Every rank attends with some heads for all rows (DeepSpeed-Ulysses, arXiv:2309.14509).
@@ -82,34 +90,39 @@ impl BandOfTokens<'_> {
         let (keys, values) = rows.keys_and_values(rows.rows())?;
         let own_heads = self.heads_of(rows, self.own_idx());
         let head_width = rows.rows().dim(1)? / rows.heads();
+        let place = Place::of(rows.rows());
+        let n_keys = self.bands.iter().map(|band| rows.n_keys(band.n_rows())).sum();
         // Queries are computed last of the three, so that keys and values travel meanwhile.
-        let mut own = Vec::new();
+        let mut departures = Departures::new(self.link);
+        let mut begun = Vec::new();
         for (part, x) in [(Part::Keys, Some(keys)), (Part::Values, Some(values)), (Part::Queries, None)] {
+            let n_rows = if part == Part::Queries { self.n_tokens(rows) } else { n_keys };
+            let all = place.gather(n_rows, own_heads.len() * head_width)?;
             let x = x.map_or_else(|| rows.queries(), Ok)?;
             for (idx, to) in self.others() {
-                let heads = columns(&x, &self.heads_of(rows, idx), head_width)?;
-                self.link.send(to, self.tag(rows, part), &payload(&heads)?)?;
+                departures.put(vec![to], self.tag(rows, part), &columns(&x, &self.heads_of(rows, idx), head_width)?)?;
             }
-            own.push((part, columns(&x, &own_heads, head_width)?));
+            begun.push((part, all, columns(&x, &own_heads, head_width)?));
         }
-        let mut gathered = Vec::new();
-        for (part, own) in own {
-            gathered.push(self.gather(rows, part, own)?);
-        }
+        departures.send_late()?;
+        let gathered: Vec<_> =
+            begun.into_iter().map(|(part, all, own)| self.gather(rows, part, all, own)).collect::<Result<_>>()?;
         let [keys, values, queries] = &gathered[..] else { candle_core::bail!("three parts are swapped") };
         let attended = attention(queries, keys, values, own_heads.len())?;
 
         // Back: each rank gets its rows of these heads.
         let n_own = rows.rows().dim(0)?;
+        let mut departures = Departures::new(self.link);
         let mut own = None;
         for (idx, band) in self.bands.iter().enumerate() {
-            let part = attended.narrow(0, band.start * rows.cols(), band.n_rows() * rows.cols())?;
+            let part = attended.narrow(0, band.start * rows.cols(), band.n_rows() * rows.cols())?.contiguous()?;
             if idx == self.own_idx() {
-                own = Some(part.contiguous()?);
+                own = Some(part);
             } else {
-                self.link.send(self.group[idx], self.tag(rows, Part::Attended), &payload(&part)?)?;
+                departures.put(vec![self.group[idx]], self.tag(rows, Part::Attended), &part)?;
             }
         }
+        departures.send_late()?;
         let mut heads = Vec::new();
         for (idx, from) in self.group.iter().enumerate() {
             let width = self.heads_of(rows, idx).len() * head_width;
@@ -118,9 +131,9 @@ impl BandOfTokens<'_> {
                 _ => {
                     let tag = self.tag(rows, Part::Attended);
                     let came = self.turn.aside(|| self.link.recv(*from, tag))?;
-                    let heads = self.link.rows(*from, &came, width, &Place::of(rows.rows()))?;
-                    expect_rows(&heads, n_own, *from)?;
-                    heads
+                    let mut part = place.gather(n_own, width)?;
+                    self.link.add(&mut part, *from, &came)?;
+                    part.whole()?
                 }
             });
         }
@@ -133,19 +146,23 @@ impl BandOfTokens<'_> {
         heads * idx / g..heads * (idx + 1) / g
     }
 
+    /// Tokens of all bands.
+    fn n_tokens(&self, rows: &SelfAttention<'_>) -> usize {
+        self.bands.iter().map(|band| band.n_rows() * rows.cols()).sum()
+    }
+
     /// The parts of all ranks in row order, one tensor.
-    fn gather(&mut self, rows: &SelfAttention<'_>, part: Part, own: Tensor) -> Result<Tensor> {
-        let (tag, width, place) = (self.tag(rows, part), own.dim(1)?, Place::of(&own));
-        let mut parts = Vec::with_capacity(self.group.len());
+    fn gather(&mut self, rows: &SelfAttention<'_>, part: Part, mut all: Gathering, own: Tensor) -> Result<Tensor> {
+        let tag = self.tag(rows, part);
         for from in self.group {
-            parts.push(if *from == self.link.rank() {
-                own.clone()
+            if *from == self.link.rank() {
+                all.add_own(&own)?;
             } else {
                 let came = self.turn.aside(|| self.link.recv(*from, tag))?;
-                self.link.rows(*from, &came, width, &place)?
-            });
+                self.link.add(&mut all, *from, &came)?;
+            }
         }
-        Tensor::cat(&parts, 0)
+        all.whole()
     }
 
     /// The others with their place in the group, beginning behind this rank, so that not all send to one first.
@@ -166,12 +183,4 @@ impl BandOfTokens<'_> {
 /// The columns of `heads` of `x` `[rows, all heads]`.
 fn columns(x: &Tensor, heads: &Range<usize>, head_width: usize) -> Result<Tensor> {
     x.narrow(1, heads.start * head_width, heads.len() * head_width)?.contiguous()
-}
-
-/// Passes if a peer sent as many rows as this rank has.
-fn expect_rows(x: &Tensor, n_rows: usize, from: Rank) -> Result<()> {
-    if x.dim(0)? == n_rows {
-        return Ok(());
-    }
-    candle_core::bail!("rank {from} sent {} rows where {n_rows} were expected", x.dim(0)?)
 }

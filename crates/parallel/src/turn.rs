@@ -1,7 +1,7 @@
 //! One device, two branches: whoever computes holds the turn, and gives it up while it waits for a tensor.
 //!
 //! So the branches of one rank hide each other's traffic, exactly: nothing is computed in another order within a
-//! branch. The time the turn is held is the time the rank computed.
+//! branch. The time the turn is held is the time the rank computed, a GPU's copies to and from the host included.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

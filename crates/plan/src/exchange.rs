@@ -45,7 +45,7 @@ pub struct Pace {
 impl Pace {
     /// A CPU worker on a 10 Gbit/s network, in f32.
     pub const CPU: Self = Self { flop_per_s: 2e11, bytes_per_s: 1.25e9, value_bytes: 4.0 };
-    /// A GPU worker on such a network, in bf16: arithmetic it repeats costs it less than what travels.
+    /// A GPU worker on such a network, in bf16: arithmetic costs it little beside what travels.
     pub const GPU: Self = Self { flop_per_s: 3e14, bytes_per_s: 1.25e9, value_bytes: 2.0 };
 }
 

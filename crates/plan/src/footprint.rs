@@ -4,6 +4,9 @@
 //! is a fixed allowance. 128-bit throughout, because a user may ask for any size at all.
 
 use crate::geometry::ImageSize;
+use crate::id::Rank;
+use crate::mesh::Mesh;
+use crate::request::MAX_TOKENS;
 use crate::spec::{DitSpec, ModelSpec, VaeSpec};
 
 /// Slabs a decode's widest layer is read in, unless they would be small.
@@ -26,6 +29,16 @@ impl Share {
     pub fn whole(spec: &ModelSpec, size: ImageSize) -> Self {
         let latent = size.latent(spec.vae.factor());
         Self { token_rows: latent.tokens().rows, n_branches: 1, decode_rows: latent.rows }
+    }
+
+    /// What `rank` has; if it has both branches, one waits for tensors while the other computes.
+    pub fn of(mesh: &Mesh, rank: Rank, is_guided: bool) -> Self {
+        let decoded = mesh.decode_bands().into_iter().filter(|(of, _)| *of == rank);
+        Self {
+            token_rows: mesh.band(rank).n_rows(),
+            n_branches: mesh.branches(rank, is_guided).len(),
+            decode_rows: decoded.map(|(_, band)| band.n_rows()).sum(),
+        }
     }
 }
 
@@ -55,8 +68,8 @@ impl Footprint {
         Self {
             dit_bytes: dit_values(&spec.dit, spec.vae.factor(), size, share) * u128::from(value_bytes),
             vae_bytes: layers.max(attention_values(&spec.vae, own, all) * u128::from(value_bytes)),
-            // Planes beside the rows they come from.
-            picture_bytes: 6 * pixels * size_of::<f32>() as u128,
+            // Planes, the rows they come from, and those in 0..1.
+            picture_bytes: 9 * pixels * size_of::<f32>() as u128,
         }
     }
 
@@ -71,12 +84,14 @@ impl Footprint {
     }
 }
 
-/// A block holds its input, the modulated input, q, k, v, the attention's result and its output at once, or the MLP's hidden
-/// rows instead; beside those of the band keys and values of all rows, and the pieces one of them is put together from.
+/// A block holds its input, the modulated input, its own keys and values, and queries or the attention's result; beside them
+/// what was gathered: all rows with their keys and values. Or, where nothing is gathered, the MLP's hidden rows between what
+/// it reads, adds to and gives. And keys and values of a caption in every block.
 fn dit_values(spec: &DitSpec, factor: usize, size: ImageSize, share: Share) -> u128 {
     let grid = size.latent(factor).tokens();
     let [own, all] = [share.token_rows, grid.rows].map(|rows| rows as u128 * grid.cols as u128);
-    share.n_branches as u128 * (7 * own + 3 * all) * spec.width() as u128
+    let captions = (2 * spec.depth * MAX_TOKENS) as u128;
+    share.n_branches as u128 * (5 * own + 3 * all + captions) * spec.width() as u128
 }
 
 /// Bytes of a slab of a decode of `cells` latent cells: layers give back what they have read a slab at a time. Few of them, so
@@ -99,8 +114,8 @@ fn widest_values(spec: &VaeSpec, cells: u128) -> u128 {
     widest
 }
 
-/// The middle attention holds its input, the normalised input, queries and its result, and keys and values of all rows beside
-/// the pieces they are put together from.
+/// The middle attention holds its input, the normalised input, queries and its result, and keys and values of all rows, on a
+/// CPU laid out once more.
 fn attention_values(spec: &VaeSpec, own_cells: u128, all_cells: u128) -> u128 {
     let width = spec.widths[spec.widths.len() - 1] as u128;
     (4 * own_cells + 4 * all_cells) * width
@@ -109,6 +124,7 @@ fn attention_values(spec: &VaeSpec, own_cells: u128, all_cells: u128) -> u128 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::geometry::RowRange;
     use crate::spec::TextSpec;
 
     const GIB: u128 = 1 << 30;
@@ -138,7 +154,7 @@ pub(crate) mod tests {
         let of = |value_bytes| Footprint::of(&xl(), LARGE, whole, value_bytes);
         assert_eq!(of(4).vae_bytes, 18 * GIB, "16 GiB and two slabs");
         assert_eq!(of(2).vae_bytes, 9 * GIB);
-        assert_eq!(of(4).picture_bytes, 6 * 4096 * 4096 * 4);
+        assert_eq!(of(4).picture_bytes, 9 * 4096 * 4096 * 4);
         assert!(of(2).on_gpu_bytes() < 10 * GIB);
     }
 
@@ -148,7 +164,22 @@ pub(crate) mod tests {
         let half = Share { token_rows: 128, n_branches: 2, decode_rows: 256 };
         let [whole, half] = [whole, half].map(|share| Footprint::of(&xl(), LARGE, share, 2));
         assert_eq!(half.vae_bytes, whole.vae_bytes / 2);
-        assert_eq!(half.dit_bytes * 10, whole.dit_bytes * 13, "3.5 + 3 of 7 + 3, twice");
+        let captions = 2 * 28 * 300 * 1152 * 2;
+        let rows = 256 * 256 * 1152 * 2;
+        assert_eq!(whole.dit_bytes, 8 * rows + captions);
+        assert_eq!(half.dit_bytes, 2 * (rows * 11 / 2 + captions), "2.5 + 3, for each branch");
+    }
+
+    #[test]
+    fn partners_have_a_branch_each_and_halve_the_decode() {
+        let bands = [(0, 6), (6, 16)].map(|(start, end)| RowRange { start, end });
+        let mesh = |n_branch_groups| Mesh::new(n_branch_groups, bands.to_vec(), 16, 1).expect("a mesh");
+        let of =
+            |n_branch_groups, rank| Share::of(&mesh(n_branch_groups), Rank(rank), n_branch_groups == 2 || rank == 0);
+        assert_eq!(of(2, 1), Share { token_rows: 10, n_branches: 1, decode_rows: 10 });
+        assert_eq!(of(2, 3), of(2, 1));
+        assert_eq!(of(1, 0), Share { token_rows: 6, n_branches: 2, decode_rows: 12 }, "guided");
+        assert_eq!(of(1, 1), Share { token_rows: 10, n_branches: 1, decode_rows: 20 }, "not guided");
     }
 
     #[test]

@@ -23,4 +23,4 @@ pub use id::{Epoch, ImageId, ImageIdx, JobId, LayerIdx, Millis, Rank, StepIdx, W
 pub use mesh::{Branch, Choice, Mesh, MeshError};
 pub use request::{Clean, RenderRequest, RequestError};
 pub use spec::{DitSpec, KvCompress, ModelSpec, TextSpec, VaeSpec};
-pub use text_home::TextHome;
+pub use text_home::{HostMemory, TextHome};

@@ -124,8 +124,8 @@ impl Worker {
     }
 }
 
-/// Opens the folders of models a worker offers, whose networks will compute on `place`; `free_bytes` of the host's memory
-/// may be filled.
+/// Opens the folders of models that `n_workers` workers of this process offer, whose networks will compute on `place`;
+/// `free_bytes` of the host's memory may be filled.
 ///
 /// # Errors
 /// If a folder is at fault; every fault is a line.
@@ -133,6 +133,7 @@ pub fn open_models(
     folders: &[(PathBuf, Option<PathBuf>)],
     place: &Place,
     free_bytes: u64,
+    n_workers: u16,
 ) -> anyhow::Result<Arc<Models>> {
-    Ok(Arc::new(Models::open(folders, place, free_bytes)?))
+    Ok(Arc::new(Models::open(folders, place, free_bytes, n_workers)?))
 }

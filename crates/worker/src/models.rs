@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
+use model::place::RoomError;
 use model::{ModelFolder, Place, RenderError, Renderer};
-use plan::{ModelFacts, ModelId, TextHome};
+use plan::{HostMemory, ModelFacts, ModelId, TextHome};
 
 /// Models by name.
 pub struct Models {
@@ -26,11 +27,17 @@ struct Offered {
 
 impl Models {
     /// Opens folders, each with the folder that gives the parts it lacks, and hashes their weights. Their networks will
-    /// compute on `place`; `free_bytes` of the host's memory may be filled.
+    /// compute on `place`, for `n_workers` at once; `free_bytes` of the host's memory may be filled. Other processes that
+    /// read their weights at the same time see the same memory free.
     ///
     /// # Errors
     /// If a folder is at fault; every fault is a line.
-    pub fn open(folders: &[(PathBuf, Option<PathBuf>)], place: &Place, mut free_bytes: u64) -> anyhow::Result<Self> {
+    pub fn open(
+        folders: &[(PathBuf, Option<PathBuf>)],
+        place: &Place,
+        mut free_bytes: u64,
+        n_workers: u16,
+    ) -> anyhow::Result<Self> {
         let mut all = BTreeMap::new();
         for (dir, base) in folders {
             let folder = ModelFolder::open(dir, base.as_deref()).map_err(|error| {
@@ -48,16 +55,15 @@ impl Models {
                 kv_ratio: spec.dit.kv_compress.as_ref().map_or(1, |kv| kv.ratio),
                 vae_factor: spec.vae.factor(),
             };
-            let text_home = text_home(&folder, &mut free_bytes);
+            let text_home = text_home(&folder, &mut free_bytes, n_workers);
             let offered = Offered { facts, folder: Arc::new(folder), text_home, renderer: Mutex::default() };
             if all.insert(name.clone(), offered).is_some() {
                 return Err(anyhow!("two models are called `{name}`: give each folder a name of its own"));
             }
         }
         let needed = all.values().map(|offered: &Offered| offered.folder.placed_bytes()).sum();
-        place
-            .check_room(needed)
-            .map_err(|error| anyhow!("models: their networks do not fit: {error}: stop what else uses the GPU"))?;
+        let told = |error: RoomError| error.told("models: their networks do not fit", "stop what else uses the GPU");
+        place.check_room(needed).map_err(|error| anyhow!(told(error)))?;
         Ok(Self { place: place.clone(), all })
     }
 
@@ -94,11 +100,11 @@ impl Models {
 }
 
 /// Where the model's text encoder will be; what the model takes of the host's memory is taken off `free_bytes`.
-fn text_home(folder: &ModelFolder, free_bytes: &mut u64) -> TextHome {
-    let on_cpu = folder.place().device().is_cpu();
-    let text_bytes = folder.text_bytes();
-    let placed_bytes = if on_cpu { folder.placed_bytes() } else { 0 };
-    let home = TextHome::choose(folder.spec(), folder.natural_size(), text_bytes, *free_bytes, placed_bytes, on_cpu);
+fn text_home(folder: &ModelFolder, free_bytes: &mut u64, n_workers: u16) -> TextHome {
+    let (text_bytes, is_computed_in) = (folder.text_bytes(), folder.place().device().is_cpu());
+    let placed_bytes = if is_computed_in { folder.placed_bytes() } else { 0 };
+    let memory = HostMemory { free_bytes: *free_bytes, placed_bytes, is_computed_in, n_pictures: n_workers };
+    let home = TextHome::choose(folder.spec(), folder.natural_size(), text_bytes, memory);
     let stays_bytes = if home == TextHome::Memory { text_bytes } else { 0 };
     *free_bytes = free_bytes.saturating_sub(placed_bytes + stays_bytes);
     tracing::info!(model = folder.name(), text_mib = text_bytes >> 20, ?home, "text encoder");

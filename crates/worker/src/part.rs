@@ -105,9 +105,10 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
         if place.device().is_cpu() { Pace::CPU } else { Pace::GPU },
     );
     let seat = Seat { renderer: &renderer, assignment, fabric: &*fabric, exchanges: &exchanges, pools: &tools.pools };
-    let outcome = seat.run(start, desk)?;
+    let outcome = seat.run(start, desk);
     room.compare(place, assignment);
-    match outcome {
+    place.clear_spares();
+    match outcome? {
         Outcome::Stopped { n_steps_done } => {
             let stopped = v1::Stopped { epoch: assignment.epoch.0, n_steps_done: n_steps_done as u32 };
             // Only what is kept can be gone on from.

@@ -15,12 +15,13 @@ impl Room {
     /// # Errors
     /// The need and what is free, in words.
     pub(crate) fn check(place: &Place, spec: &ModelSpec, assignment: &Assignment) -> Result<Self, String> {
-        let size = assignment.request.size;
-        let footprint = Footprint::of(spec, size, share(assignment), place.value_bytes());
+        let Assignment { request, mesh, rank, .. } = assignment;
+        let size = request.size;
+        let share = Share::of(mesh, *rank, request.is_guided());
+        let footprint = Footprint::of(spec, size, share, place.value_bytes());
         let need_bytes = u64::try_from(footprint.on_gpu_bytes()).unwrap_or(u64::MAX);
-        place.check_room(need_bytes).map_err(|error| {
-            format!("{size} does not fit: {error}: choose a smaller size, more workers, or stop what else uses the GPU")
-        })?;
+        let advice = "choose a smaller size, more workers, or stop what else uses the GPU";
+        place.check_room(need_bytes).map_err(|error| error.told(&format!("{size} does not fit"), advice))?;
         Ok(Self { need_bytes, held_bytes: place.restart_peak() })
     }
 
@@ -34,16 +35,5 @@ impl Room {
         } else {
             tracing::info!(%epoch, %size, took_mib, counted_mib, "a part's memory on the gpu");
         }
-    }
-}
-
-/// What the assignment's rank has of the picture.
-fn share(assignment: &Assignment) -> Share {
-    let Assignment { mesh, rank, request, .. } = assignment;
-    let decode_rows = mesh.decode_bands().iter().filter(|(of, _)| of == rank).map(|(_, band)| band.n_rows()).sum();
-    Share {
-        token_rows: mesh.band(*rank).n_rows(),
-        n_branches: mesh.branches(*rank, request.is_guided()).len(),
-        decode_rows,
     }
 }

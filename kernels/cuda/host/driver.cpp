@@ -2,7 +2,8 @@
 // to end on any machine, slowly; tests/gpu.sh --emulated does so. Fresh memory holds no numbers; our kernels run as they are,
 // and of candle's those that copy, which are all that fresco uses.
 //
-// Memory of the host that is page-locked is written to as late as a GPU may do it: when somebody waits.
+// Memory of the host that is page-locked is written to as late as a GPU may do it: when somebody waits. All else happens at
+// once, so that nothing is seen here of streams that do not wait for each other.
 //
 // FRESCO_EMULATED_FAULT=N loses the GPU at the Nth launch, as an illegal address does: that one and all behind it fail.
 // FRESCO_EMULATED_BYTES=N is how much memory it has (8 GiB).
@@ -84,6 +85,7 @@ bool is_locked(const void* at) {
 int leave(void* to, const void* from, size_t n) {
     {
         const std::lock_guard<std::mutex> lock(one_at_a_time);
+        if (until_lost == 0) return ILLEGAL_ADDRESS;
         if (is_locked(to)) {
             if (!holds(from, n)) return INVALID;
             // Whoever reads it too early does not find numbers.

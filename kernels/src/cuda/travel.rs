@@ -2,19 +2,22 @@
 //! meanwhile goes on beside them.
 //!
 //! What leaves is copied into memory the GPU writes to by itself (page-locked), which is kept for the next, since locking
-//! pages takes longer than the copy.
+//! pages takes longer than the copy. What arrives is written into memory of the arithmetic's stream, like all that is
+//! computed with: candle notes who reads a tensor on the stream it was made on, so memory of another stream would be given
+//! back, and written anew, under the hands of the arithmetic.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::{CudaStream, PinnedHostSlice};
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DeviceLocation, Result, Storage, Tensor, bail};
+use candle_core::cuda_backend::cudarc::driver::result::memcpy_htod_async;
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice};
+use candle_core::{CudaDevice, DeviceLocation, Result, Storage, Tensor, bail};
 use half::bf16;
 
-use super::device::{explain, on_gpu};
+use super::device::{on_gpu, overwrite, room, with_addresses};
+use super::job::Number;
 
 /// Page-locked memory that is kept while nobody uses it.
 const MOST_SPARE_BYTES: usize = 1 << 30;
@@ -57,12 +60,18 @@ impl Ways {
     }
 
     fn take_back(&self, memory: PinnedHostSlice<bf16>) {
+        let mut too_much = Vec::new();
         let mut spare = lock(&self.spare);
         spare.push(memory);
         let mut bytes: usize = spare.iter().map(PinnedHostSlice::num_bytes).sum();
         while bytes > MOST_SPARE_BYTES {
-            bytes -= spare.remove(0).num_bytes();
+            let oldest = spare.remove(0);
+            bytes -= oldest.num_bytes();
+            too_much.push(oldest);
         }
+        // The driver is called without the lock.
+        drop(spare);
+        drop(too_much);
     }
 }
 
@@ -70,11 +79,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Gives back the page-locked memory that is kept for the next tensors.
+pub fn clear_spares(device: &CudaDevice) {
+    if let Ok(ways) = Ways::of(device) {
+        let spares = std::mem::take(&mut *lock(&ways.spare));
+        drop(spares);
+    }
+}
+
 /// A tensor's values that leave the GPU.
 pub struct Leaving {
+    /// Dropped first: it waits for the copy.
+    to: PinnedHostSlice<bf16>,
     /// Read until the copy is done.
     from: Tensor,
-    to: PinnedHostSlice<bf16>,
     ways: Arc<Ways>,
 }
 
@@ -99,7 +117,7 @@ pub fn leave(x: &Tensor) -> Result<Leaving> {
         };
         ways.out.memcpy_dtoh(&storage.as_cuda_slice::<bf16>()?.slice(start..end), &mut to).w()?;
     }
-    Ok(Leaving { from: x.clone(), to, ways })
+    Ok(Leaving { to, from: x.clone(), ways })
 }
 
 impl Leaving {
@@ -141,20 +159,69 @@ impl Drop for HostValues {
     }
 }
 
-/// Rows of `width` values on the GPU `device`, where they lie when this returns.
-///
-/// # Errors
-/// If they are no whole rows or there is no room.
-pub fn arrive(device: &CudaDevice, values: &[bf16], width: usize) -> Result<Tensor> {
-    if width == 0 || !values.len().is_multiple_of(width) {
-        bail!("{} values are no rows of {width}", values.len());
+/// Rows on the GPU that arrive piece by piece.
+pub struct Arriving {
+    all: Tensor,
+    width: usize,
+    /// Values that have come.
+    n_come: usize,
+    /// The memory is this tensor's from here on.
+    has_room: CudaEvent,
+    device: CudaDevice,
+    ways: Arc<Ways>,
+}
+
+impl Arriving {
+    /// Room for `n_rows` of `width` bf16 values on `device`. What the device is given behind this is not waited for.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn new(device: &CudaDevice, n_rows: usize, width: usize) -> Result<Self> {
+        let all = room((n_rows, width), Number::Bf16, device)?;
+        let has_room = device.cuda_stream().record_event(None).w()?;
+        Ok(Self { all, width, n_come: 0, has_room, device: device.clone(), ways: Ways::of(device)? })
     }
-    let ways = Ways::of(device)?;
-    let there = ways.into.clone_htod(values).w();
-    let there = there.map_err(|error| explain(error, device, size_of_val(values)))?;
-    // The caller may let go of the values then. Who reads the tensor waits for its writing by itself.
-    ways.into.synchronize().w()?;
-    let storage = CudaStorage::wrap_cuda_slice(there, device.clone());
-    let shape = (values.len() / width, width);
-    Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+
+    /// The next rows, from the host; they lie there when this returns.
+    ///
+    /// # Errors
+    /// If they are no whole rows, or more than there is room for.
+    pub fn add(&mut self, values: &[bf16]) -> Result<()> {
+        let part = self.next(values.len())?;
+        self.ways.into.wait(&self.has_room).w()?;
+        with_addresses(&self.device, [Some(&part)], |[to]| {
+            // SAFETY: the part has room for as many values, and nothing else reads or writes it yet.
+            unsafe { memcpy_htod_async(to, values, self.ways.into.cu_stream()) }.w()
+        })?;
+        // The caller may let go of the values then, and all that is given to the device from now on finds them.
+        self.ways.into.synchronize().w()
+    }
+
+    /// The next rows, from the GPU itself.
+    ///
+    /// # Errors
+    /// As above, or if `x` is of another type.
+    pub fn add_own(&mut self, x: &Tensor) -> Result<()> {
+        overwrite(&self.next(x.elem_count())?, &x.reshape(((), self.width))?)
+    }
+
+    fn next(&mut self, n: usize) -> Result<Tensor> {
+        let [first, n_rows] = [self.n_come, n].map(|values| values / self.width.max(1));
+        if self.width == 0 || !n.is_multiple_of(self.width) || first + n_rows > self.all.dim(0)? {
+            bail!("{n} values came where {:?} are gathered and {first} rows are there", self.all.dims());
+        }
+        self.n_come += n;
+        self.all.narrow(0, first, n_rows)
+    }
+
+    /// All rows.
+    ///
+    /// # Errors
+    /// If some did not come.
+    pub fn whole(self) -> Result<Tensor> {
+        if self.n_come != self.all.elem_count() {
+            bail!("{} values came where {:?} are gathered", self.n_come, self.all.dims());
+        }
+        Ok(self.all)
+    }
 }

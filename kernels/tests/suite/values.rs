@@ -301,4 +301,7 @@ fn a_convolution_is_added_onto_what_has_its_shape_and_is_not_its_input() {
     assert!(refused(x.clone()));
     assert!(refused(random.tensor(&[3, 2, 4])));
     assert!(!refused(random.tensor(&[2, 3, 4])));
+    let onto = random.tensor(&[2, 3, 4]);
+    let halo = Halo { above: None, below: Some(onto.narrow(0, 0, 1).expect("a row")) };
+    assert!(conv.forward_onto(&x, &halo, None, onto).is_err());
 }

@@ -5,6 +5,10 @@ use candle_core::{DType, Tensor};
 use kernels::{Conv3x3, Halo, attention};
 use model::Place;
 use model::place::bring_back;
+use model::seam::WholePicture;
+use model::vae::{self, Decoder};
+use model::weights::{Weights, random};
+use plan::VaeSpec;
 
 use super::{noise, place};
 
@@ -94,6 +98,25 @@ fn small_operations_are_the_cpu_s_and_last_rows_are_themselves() {
         last_queries_are_themselves(&place, 130, 70, heads);
     }
     last_pixels_are_themselves_and_the_cpu_s(&place, (70, 9, 16));
+}
+
+#[test]
+fn small_decodes_in_slabs_give_the_bits_of_one() {
+    let place = place();
+    let spec = VaeSpec::sdxl_family(&[8, 8, 16, 16], 1, 4);
+    let manifest: Vec<_> = vae::manifest(&spec).into_iter().map(|(names, shape)| (names[0].clone(), shape)).collect();
+    let dir = tempfile::tempdir().expect("a folder");
+    random::write(dir.path(), &manifest, 4).expect("weights can be written");
+    let weights = Weights::open(dir.path(), "test").expect("weights can be read").on(place);
+    let load = || Decoder::load(&spec, &weights).expect("the decoder loads");
+    let decode = |decoder: Decoder| {
+        let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+        values(&decoder.decode(&noise(&[4, 5, 3], 6), &mut WholePicture, go_on).expect("decodes"))
+    };
+    let whole = decode(load());
+    for slab_values in [1, 3000] {
+        assert!(decode(load().with_slabs_of(slab_values)) == whole, "slabs of {slab_values} give other bits");
+    }
 }
 
 #[cfg(feature = "cuda")]

@@ -18,6 +18,7 @@ pub struct CaptionKeys {
 pub struct Block {
     layer: LayerIdx,
     heads: usize,
+    kv_ratio: usize,
     /// Six vectors, to which the timestep's are added: shift, scale, gate of attention, then of the MLP.
     table: Vec<f32>,
     attention: Projections,
@@ -59,6 +60,7 @@ impl Block {
         Ok(Self {
             layer,
             heads: spec.heads,
+            kv_ratio: spec.kv_ratio(layer),
             table: tensor("scale_shift_table")?.flatten_all()?.to_vec1()?,
             attention: Projections::load(weights, &format!("{name}.attn1"))?,
             compress,
@@ -78,6 +80,11 @@ impl Block {
     /// Attention heads.
     pub fn heads(&self) -> usize {
         self.heads
+    }
+
+    /// By how much it compresses keys and values on each side.
+    pub fn kv_ratio(&self) -> usize {
+        self.kv_ratio
     }
 
     /// Self-attention's queries of `x` `[tokens, width]`, normalised and modulated.
@@ -135,14 +142,14 @@ impl Block {
         let normal = layer_norm_modulate(x, shift_attention, scale_attention, NORM_EPS)?;
         let attended = ctx.attend(&SelfAttention::new(self, normal, cols))?;
         let gated = Epilogue::Onto { residual: x, gate: Some(gate_attention) };
-        let x = self.attention.out.forward(&attended, gated)?;
+        let with_self = self.attention.out.forward(&attended, gated)?;
         drop(attended);
 
         // Cross-attention stands under no norm, no modulation and no gate.
-        let q = self.cross.q.forward(&x, Epilogue::None)?;
+        let q = self.cross.q.forward(&with_self, Epilogue::None)?;
         let attended = attention(&q, &caption.keys, &caption.values, self.heads)?;
-        let x = self.cross.out.forward(&attended, Epilogue::Onto { residual: &x, gate: None })?;
-        drop((q, attended));
+        let x = self.cross.out.forward(&attended, Epilogue::Onto { residual: &with_self, gate: None })?;
+        drop((with_self, q, attended));
 
         let normal = layer_norm_modulate(&x, shift_mlp, scale_mlp, NORM_EPS)?;
         self.mlp.forward(&normal, Epilogue::Onto { residual: &x, gate: Some(gate_mlp) })

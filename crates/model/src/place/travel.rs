@@ -62,39 +62,119 @@ impl Leaving {
     }
 }
 
+/// Rows of several ranks that are put together, from the top.
+pub struct Gathering {
+    place: Place,
+    width: usize,
+    rows: Rows,
+}
+
+enum Rows {
+    OnCpu {
+        values: Vec<f32>,
+        n: usize,
+    },
+    #[cfg(feature = "cuda")]
+    OnGpu(kernels::Arriving),
+}
+
 impl Place {
     /// Whether values leave here as bf16.
     pub fn sends_bf16(&self) -> bool {
         self.dtype == DType::BF16
     }
 
-    /// Rows of `width` values that came in f32, here.
-    ///
-    /// # Errors
-    /// If they are no whole rows, or memory is short.
-    pub fn arrive_f32(&self, values: &[f32], width: usize) -> Result<Tensor> {
-        let shape = (n_rows(values.len(), width)?, width);
-        self.take(&Tensor::from_slice(values, shape, &Device::Cpu)?)
+    /// Gives back the host's memory that is kept for what will travel.
+    pub fn clear_spares(&self) {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(gpu) = &self.device {
+            kernels::clear_spares(gpu);
+        }
     }
 
-    /// Rows of `width` values that came in bf16, here.
+    /// Room for `n_rows` of `width` values. On a GPU what it is given behind this is not waited for when rows come.
     ///
     /// # Errors
-    /// As above, or if this place does not compute in bf16.
-    pub fn arrive_bf16(&self, values: &[bf16], width: usize) -> Result<Tensor> {
-        let shape = (n_rows(values.len(), width)?, width);
-        match &self.device {
-            _ if !self.sends_bf16() => bail!("bf16 values came where f32 is computed in"),
+    /// If memory is short.
+    pub fn gather(&self, n_rows: usize, width: usize) -> Result<Gathering> {
+        let rows = match &self.device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => kernels::arrive(gpu, values, width),
-            device => Tensor::from_slice(values, shape, device),
+            Device::Cuda(gpu) if self.sends_bf16() => Rows::OnGpu(kernels::Arriving::new(gpu, n_rows, width)?),
+            _ => Rows::OnCpu { values: Vec::with_capacity(n_rows * width), n: n_rows * width },
+        };
+        Ok(Gathering { place: self.clone(), width, rows })
+    }
+}
+
+impl Gathering {
+    /// Whether rows are to come in bf16.
+    pub fn takes_bf16(&self) -> bool {
+        self.place.sends_bf16()
+    }
+
+    /// The next rows, which lie where they are gathered.
+    ///
+    /// # Errors
+    /// If they are of another type, or more than there is room for.
+    pub fn add_own(&mut self, x: &Tensor) -> Result<()> {
+        match &mut self.rows {
+            Rows::OnCpu { values, n } => {
+                // Nothing is copied twice where they lie on the CPU.
+                let x = bring_back(x)?;
+                kernels::with_values(&x, |x| extend(values, *n, x))?
+            }
+            #[cfg(feature = "cuda")]
+            Rows::OnGpu(arriving) => arriving.add_own(&x.contiguous()?),
+        }
+    }
+
+    /// The next rows, which came in f32.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn add_f32(&mut self, came: &[f32]) -> Result<()> {
+        match &mut self.rows {
+            Rows::OnCpu { values, n } => extend(values, *n, came),
+            #[cfg(feature = "cuda")]
+            Rows::OnGpu(_) => bail!("f32 values came where bf16 is computed in"),
+        }
+    }
+
+    /// The next rows, which came in bf16.
+    ///
+    /// # Errors
+    /// As above.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    pub fn add_bf16(&mut self, came: &[bf16]) -> Result<()> {
+        match &mut self.rows {
+            Rows::OnCpu { .. } => bail!("bf16 values came where f32 is computed in"),
+            #[cfg(feature = "cuda")]
+            Rows::OnGpu(arriving) => arriving.add(came),
+        }
+    }
+
+    /// All rows, one tensor where the networks compute.
+    ///
+    /// # Errors
+    /// If some are missing, or memory is short.
+    pub fn whole(self) -> Result<Tensor> {
+        match self.rows {
+            Rows::OnCpu { values, n } => {
+                if values.len() != n {
+                    bail!("{} values came where {n} are gathered", values.len());
+                }
+                self.place.take(&Tensor::from_vec(values, (n / self.width.max(1), self.width), &Device::Cpu)?)
+            }
+            #[cfg(feature = "cuda")]
+            Rows::OnGpu(arriving) => arriving.whole(),
         }
     }
 }
 
-fn n_rows(n: usize, width: usize) -> Result<usize> {
-    if width == 0 || !n.is_multiple_of(width) {
-        bail!("{n} values are no rows of {width}");
+fn extend(values: &mut Vec<f32>, n: usize, more: &[f32]) -> Result<()> {
+    if values.len() + more.len() > n {
+        bail!("{} values came where {n} are gathered and {} are there", more.len(), values.len());
     }
-    Ok(n / width)
+    values.extend_from_slice(more);
+    Ok(())
 }
