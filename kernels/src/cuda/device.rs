@@ -99,7 +99,8 @@ pub(crate) fn vector(values: &[f32], device: &CudaDevice) -> Result<Tensor> {
 /// A tensor the caller has filled by a job before anybody reads it.
 pub(crate) fn room(shape: impl Into<Shape>, number: Number, device: &CudaDevice) -> Result<Tensor> {
     let shape = shape.into();
-    let len = shape.elem_count();
+    // A driver may refuse to allocate nothing.
+    let len = shape.elem_count().max(1);
     let made = || {
         // SAFETY: bits of any kind are numbers of these types, and the caller's job writes all of them.
         Ok(unsafe {

@@ -22,7 +22,7 @@ pub enum Values {
 pub struct Leaving(Way);
 
 enum Way {
-    There(Vec<f32>),
+    There(Values),
     #[cfg(feature = "cuda")]
     Copied(kernels::Leaving),
 }
@@ -34,9 +34,12 @@ enum Way {
 pub fn leave(x: &Tensor) -> Result<Leaving> {
     #[cfg(feature = "cuda")]
     if !x.device().is_cpu() && x.dtype() == DType::BF16 {
-        return Ok(Leaving(Way::Copied(kernels::leave(&x.contiguous()?)?)));
+        // A band of fewer rows than keys are compressed by has none.
+        let is_empty = x.elem_count() == 0;
+        let nothing = || Way::There(Values::Bf16(Arc::new(Vec::new())));
+        return Ok(Leaving(if is_empty { nothing() } else { Way::Copied(kernels::leave(&x.contiguous()?)?) }));
     }
-    Ok(Leaving(Way::There(bring_back(x)?.flatten_all()?.to_vec1()?)))
+    Ok(Leaving(Way::There(Values::F32(bring_back(x)?.flatten_all()?.to_vec1()?))))
 }
 
 impl Leaving {
@@ -55,7 +58,7 @@ impl Leaving {
     /// If the device failed.
     pub fn wait(self) -> Result<Values> {
         match self.0 {
-            Way::There(values) => Ok(Values::F32(values)),
+            Way::There(values) => Ok(values),
             #[cfg(feature = "cuda")]
             Way::Copied(leaving) => Ok(Values::Bf16(Arc::new(leaving.wait()?))),
         }
