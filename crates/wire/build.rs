@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use prost::Message as _;
 
 fn main() -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Not as it was when this was compiled: two checkouts may share a folder of build outputs.
+    let manifest = std::env::var("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is set by cargo")?;
+    let root = Path::new(&manifest).join("../../proto");
     let mut files = Vec::new();
     for package in ["fresco/v1", "externalscaler"] {
         let folder = root.join(package);

@@ -14,7 +14,8 @@ use crate::bench::BenchArgs;
 mod farm;
 
 pub(crate) use farm::{
-    DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs, WorkerCommand,
+    DeleteArgs, DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
+    WorkerCommand,
 };
 
 const EXAMPLES: &str = "\
@@ -86,6 +87,8 @@ pub(crate) enum Command {
     Cancel(JobArgs),
     /// Render the failed and cancelled images of a job again
     Retry(JobArgs),
+    /// Forget jobs that are over, and remove their pictures
+    Delete(DeleteArgs),
     /// Fetch a job's finished pictures
     Download(DownloadArgs),
     /// Print a completion script for a shell

@@ -1,5 +1,5 @@
-//! The commands of a farm's clients: `submit`, `wait`, `get`, `list`, `watch`, `cancel`, `retry`, `download`, and
-//! `worker drain`.
+//! The commands of a farm's clients: `submit`, `wait`, `get`, `list`, `watch`, `cancel`, `retry`, `delete`,
+//! `download`, and `worker drain`.
 //!
 //! The connection and the errors of calls are in `client/call.rs`, lines and JSON of jobs in `client/show.rs`.
 
@@ -16,7 +16,7 @@ use wire::{convert, v1};
 
 pub(crate) use call::{Client, Watched};
 
-use crate::args::{DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, PictureArgs, SubmitArgs, WatchArgs};
+use crate::args::{DeleteArgs, DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, PictureArgs, SubmitArgs, WatchArgs};
 use crate::exit::{Outcome, Stop};
 use crate::output::Target;
 use crate::{engine, farm, render, terminal};
@@ -188,6 +188,17 @@ pub(crate) fn cancel(args: &JobArgs) -> anyhow::Result<Outcome> {
 pub(crate) fn retry(args: &JobArgs) -> anyhow::Result<Outcome> {
     let job = with(&args.farm, async |client| client.retry(&args.job).await)?;
     show_one(&job, args.json)
+}
+
+/// `fresco delete`.
+pub(crate) fn delete(args: &DeleteArgs) -> anyhow::Result<Outcome> {
+    with(&args.farm, async |client| {
+        for job in &args.jobs {
+            client.delete(job).await?;
+            terminal::say(job)?;
+        }
+        Ok(Outcome::Done)
+    })
 }
 
 /// `fresco download`.

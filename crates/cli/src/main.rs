@@ -101,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Watch(args) => client::watch(&args),
         Command::Cancel(args) => client::cancel(&args),
         Command::Retry(args) => client::retry(&args),
+        Command::Delete(args) => client::delete(&args),
         Command::Download(args) => client::download(&args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -64,6 +64,8 @@ pub enum Input {
     Cancel { job: JobId, reply: ReplyId },
     /// A client wants failed and cancelled images again.
     Retry { job: JobId, reply: ReplyId },
+    /// A client wants a job that is over to be forgotten, its pictures included.
+    Delete { job: JobId, reply: ReplyId },
     /// A worker opens a session.
     Join { worker: WorkerId, session: SessionId, hello: Hello },
     /// A worker is alive.

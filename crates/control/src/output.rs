@@ -31,6 +31,8 @@ pub enum Output {
     Drained { worker: WorkerId, session: SessionId },
     /// The rows of this image are not needed any more.
     DropCheckpoint { image: ImageId },
+    /// Delete what was written down of a job, and behind that the pictures nobody else's image is.
+    Forget { job: JobId, n_images: u32, artifacts: Vec<String> },
     /// Tell those who watch.
     Event(Box<Event>),
 }
@@ -110,6 +112,10 @@ pub enum ControlError {
     #[error("job `{job}` is over already")]
     #[allow(missing_docs)]
     IsOver { job: JobId },
+    /// Something is still to come.
+    #[error("job `{job}` is not over: `fresco cancel {job}` ends it")]
+    #[allow(missing_docs)]
+    NotOver { job: JobId },
     /// Nothing to do again.
     #[error("job `{job}` has no failed or cancelled image to render again")]
     #[allow(missing_docs)]

@@ -1,8 +1,10 @@
 //! Finished pictures in a folder, each under the hash of its bytes; whole or not there.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
@@ -14,6 +16,8 @@ const PARTIAL: (&str, &str) = (".", ".partial");
 /// The folder of pictures.
 pub(crate) struct Artifacts {
     folder: PathBuf,
+    /// Pictures that came and are not written down yet as an image's. They stay, though a job with the same is forgotten.
+    fresh: Mutex<BTreeSet<String>>,
 }
 
 /// Why a picture was not kept.
@@ -47,7 +51,28 @@ impl Artifacts {
                 drop(fs::remove_file(entry.path()));
             }
         }
-        Ok(Self { folder })
+        Ok(Self { folder, fresh: Mutex::default() })
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A picture is written down as an image's.
+    pub(crate) fn written_down(&self, sha256: &str) {
+        self.fresh().remove(sha256);
+    }
+
+    /// Removes a picture that is no image's any more.
+    pub(crate) fn remove(&self, sha256: &str) {
+        let fresh = self.fresh();
+        if is_name(sha256)
+            && !fresh.contains(sha256)
+            && let Err(error) = fs::remove_file(self.folder.join(sha256))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(sha256, %error, "a picture of a forgotten job cannot be removed");
+        }
     }
 
     fn fault(&self, error: std::io::Error) -> ArtifactError {
@@ -62,9 +87,12 @@ impl Artifacts {
 
     /// A picture's file, if `sha256` is the name of one.
     pub(crate) fn file(&self, sha256: &str) -> Option<File> {
-        let is_name = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_name.then(|| File::open(self.folder.join(sha256)).ok()).flatten()
+        is_name(sha256).then(|| File::open(self.folder.join(sha256)).ok()).flatten()
     }
+}
+
+fn is_name(sha256: &str) -> bool {
+    sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 impl Incoming<'_> {
@@ -82,7 +110,11 @@ impl Incoming<'_> {
         let artifacts = self.artifacts;
         let fault = |error| artifacts.fault(error);
         self.file.as_file().sync_all().map_err(fault)?;
-        self.file.persist(artifacts.folder.join(&found)).map_err(|refused| fault(refused.error))?;
+        {
+            let mut fresh = artifacts.fresh();
+            self.file.persist(artifacts.folder.join(&found)).map_err(|refused| fault(refused.error))?;
+            fresh.insert(found);
+        }
         // Some file systems cannot sync a folder; the picture is whole all the same.
         drop(File::open(&artifacts.folder).and_then(|folder| folder.sync_all()));
         Ok(())
@@ -112,6 +144,27 @@ mod tests {
         assert!(matches!(other.finish(SHA256_OF_ABC), Err(ArtifactError::Hash { .. })));
         assert_eq!(fs::read_dir(folder.path()).expect("is a folder").count(), 1, "nothing half is left");
         assert!(artifacts.file("../../etc/passwd").is_none());
+    }
+
+    #[test]
+    fn a_picture_that_has_just_come_again_is_not_removed_with_a_forgotten_job() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let artifacts = Artifacts::open(folder.path().to_owned()).expect("the folder can be used");
+        let come = || {
+            let mut incoming = artifacts.begin().expect("a file can be made");
+            incoming.write(b"abc").expect("is written");
+            incoming.finish(SHA256_OF_ABC).expect("is what was announced");
+        };
+        come();
+        artifacts.written_down(SHA256_OF_ABC);
+        come();
+        artifacts.remove(SHA256_OF_ABC);
+        assert!(artifacts.file(SHA256_OF_ABC).is_some(), "another job's is on its way");
+        artifacts.written_down(SHA256_OF_ABC);
+        artifacts.remove(SHA256_OF_ABC);
+        assert!(artifacts.file(SHA256_OF_ABC).is_none());
+        artifacts.remove(SHA256_OF_ABC);
+        artifacts.remove("../store.redb");
     }
 
     #[test]

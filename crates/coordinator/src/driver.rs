@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use control::{Control, ControlError, Event, Input, Output, ReplyId, SessionId};
+use control::{Control, ControlError, Event, Input, Output, Record, ReplyId, SessionId};
 use plan::JobId;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use wire::v1;
 use wire::v1::session_response::Message as Order;
 
+use crate::artifact::Artifacts;
 use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
 use crate::metrics::Courses;
@@ -99,11 +100,19 @@ impl Desk {
     }
 }
 
+/// What is done once all is durable.
+enum Act {
+    Do(Output),
+    /// A picture is an image's for good.
+    WrittenDown(String),
+}
+
 /// Owns the machine.
 pub(crate) struct Driver {
     control: Control,
     persistence: Persistence,
     checkpoints: Arc<Checkpoints>,
+    artifacts: Arc<Artifacts>,
     courses: Courses,
     clock: Clock,
     inbox: mpsc::Receiver<(Instant, Message)>,
@@ -118,7 +127,7 @@ impl Driver {
     pub(crate) fn new(
         control: Control,
         persistence: Persistence,
-        checkpoints: Arc<Checkpoints>,
+        (checkpoints, artifacts): (Arc<Checkpoints>, Arc<Artifacts>),
         courses: Courses,
         clock: Clock,
     ) -> Self {
@@ -126,7 +135,19 @@ impl Driver {
         let desk = Desk { inbox, events: broadcast::Sender::new(EVENTS), next_id: Arc::new(AtomicU64::new(1)) };
         let (sessions, answers) = (BTreeMap::new(), BTreeMap::new());
         let hung_up = Vec::new();
-        Self { control, persistence, checkpoints, courses, clock, inbox: messages, desk, sessions, answers, hung_up }
+        Self {
+            control,
+            persistence,
+            checkpoints,
+            artifacts,
+            courses,
+            clock,
+            inbox: messages,
+            desk,
+            sessions,
+            answers,
+            hung_up,
+        }
     }
 
     pub(crate) fn desk(&self) -> Desk {
@@ -202,15 +223,28 @@ impl Driver {
         let mut rest = Vec::new();
         while let Some(output) = self.control.poll_output() {
             self.courses.heard(Instant::now(), &output);
+            if let Output::Forget { job, n_images, .. } = &output {
+                self.persistence.forget(job, *n_images);
+            }
             match output {
-                Output::Persist(record) => self.persistence.add(*record),
-                other => rest.push(other),
+                Output::Persist(record) => {
+                    if let Record::Image { image, .. } = &*record
+                        && let Some(artifact) = &image.artifact
+                    {
+                        rest.push(Act::WrittenDown(artifact.sha256.clone()));
+                    }
+                    self.persistence.add(*record);
+                }
+                other => rest.push(Act::Do(other)),
             }
         }
         self.persistence.commit().await?;
         let mut closed: BTreeSet<SessionId> = BTreeSet::new();
-        for output in rest {
-            self.act(output, &mut closed);
+        for act in rest {
+            match act {
+                Act::Do(output) => self.act(output, &mut closed),
+                Act::WrittenDown(sha256) => self.artifacts.written_down(&sha256),
+            }
         }
         for session in closed {
             self.sessions.remove(&session);
@@ -259,6 +293,10 @@ impl Driver {
                     // What is left of them at the process's end goes at its next start.
                     drop(tokio::task::spawn_blocking(move || checkpoints.sweep()));
                 }
+            }
+            Output::Forget { job, artifacts: names, .. } => {
+                tracing::info!(%job, n_pictures = names.len(), "forgotten");
+                names.iter().for_each(|sha256| self.artifacts.remove(sha256));
             }
             Output::Event(event) => {
                 tracing::debug!(

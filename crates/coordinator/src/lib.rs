@@ -58,6 +58,8 @@ pub struct Config {
     pub artifacts: PathBuf,
     /// How long a lease lasts without a heartbeat.
     pub lease_ttl_ms: u64,
+    /// Jobs that are kept when they are over; all if none.
+    pub most_jobs_over: Option<usize>,
 }
 
 /// A coordinator, ready to serve.
@@ -84,6 +86,7 @@ impl Coordinator {
         let machine = control::Config {
             lease_ttl_ms: config.lease_ttl_ms,
             reattach_ms: 3 * config.lease_ttl_ms,
+            most_jobs_over: config.most_jobs_over,
             ..Default::default()
         };
         let control = Control::new(machine, records, Millis(0));
@@ -93,7 +96,8 @@ impl Coordinator {
         let metrics = Metrics::register(registry).context("make metrics")?;
         let clock = Clock::new(Instant::now(), config.lease_ttl_ms);
         let courses = Courses::new(metrics.clone());
-        let driver = Driver::new(control, persistence, Arc::clone(&checkpoints), courses, clock);
+        let kept = (Arc::clone(&checkpoints), Arc::clone(&artifacts));
+        let driver = Driver::new(control, persistence, kept, courses, clock);
         Ok(Self { listener, driver, checkpoints, artifacts, metrics })
     }
 

@@ -1,12 +1,21 @@
 //! Records to and from the store: JSON under `jobs/`, `images/` and `epoch`, written by one leader.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use control::Record;
+use plan::{ImageId, ImageIdx, JobId};
 use store::{Leadership, Revision, Store, Txn};
+
+fn job_key(job: &JobId) -> String {
+    format!("jobs/{job}")
+}
+
+fn image_key(image: &ImageId) -> String {
+    format!("images/{image}")
+}
 
 /// Writes records, batch by batch.
 pub(crate) struct Persistence {
@@ -14,6 +23,8 @@ pub(crate) struct Persistence {
     leadership: Leadership,
     versions: BTreeMap<String, Revision>,
     waiting: BTreeMap<String, Vec<u8>>,
+    /// Keys to be deleted, in this order: a job's own before its images', which mean nothing without it.
+    forgotten: VecDeque<String>,
 }
 
 impl Persistence {
@@ -34,14 +45,29 @@ impl Persistence {
                 versions.insert(key, stored.version);
             }
         }
-        Ok((Self { store, leadership, versions, waiting: BTreeMap::new() }, records))
+        // What a crash left of jobs that were being forgotten.
+        let has_job = |key: &str| {
+            let job = key.strip_prefix("images/").and_then(|image| image.rsplit_once('/'));
+            job.is_none_or(|(job, _)| versions.contains_key(&job_key(&JobId(job.into()))))
+        };
+        let forgotten = versions.keys().filter(|key| !has_job(key)).cloned().collect();
+        Ok((Self { store, leadership, versions, waiting: BTreeMap::new(), forgotten }, records))
+    }
+
+    /// Deletes a job's records with the next batch, whatever was added of them before.
+    pub(crate) fn forget(&mut self, job: &JobId, n_images: u32) {
+        let image = |idx| image_key(&ImageId { job: job.clone(), image: ImageIdx(idx) });
+        for key in std::iter::once(job_key(job)).chain((0..n_images).map(image)) {
+            self.waiting.remove(&key);
+            self.forgotten.push_back(key);
+        }
     }
 
     /// Keeps a record for the next batch; a later one of the same key replaces it.
     pub(crate) fn add(&mut self, record: Record) {
         let key = match &record {
-            Record::Job { id, .. } => format!("jobs/{id}"),
-            Record::Image { id, .. } => format!("images/{id}"),
+            Record::Job { id, .. } => job_key(id),
+            Record::Image { id, .. } => image_key(id),
             Record::NextEpoch(_) => "epoch".to_owned(),
         };
         match serde_json::to_vec(&record) {
@@ -52,12 +78,23 @@ impl Persistence {
 
     /// Makes all that was added durable.
     pub(crate) async fn commit(&mut self) -> anyhow::Result<()> {
-        while !self.waiting.is_empty() {
+        while !self.waiting.is_empty() || !self.forgotten.is_empty() {
             let mut txn = Txn::new(&self.leadership);
-            let (mut keys, mut bytes) = (Vec::new(), 0);
-            while let Some((key, value)) = self.waiting.pop_first() {
+            let (mut keys, mut bytes, mut n_deleted) = (Vec::new(), 0, 0);
+            while n_deleted < store::MAX_TXN_KEYS / 2
+                && let Some(key) = self.forgotten.pop_front()
+            {
+                if let Some(seen) = self.versions.remove(&key) {
+                    txn = txn.delete(key, seen);
+                    n_deleted += 1;
+                }
+            }
+            while self.forgotten.is_empty()
+                && let Some((key, value)) = self.waiting.pop_first()
+            {
                 bytes += key.len() + value.len();
-                if !keys.is_empty() && (bytes > store::MAX_TXN_BYTES / 2 || keys.len() >= store::MAX_TXN_KEYS / 2) {
+                let n_keys = keys.len() + n_deleted;
+                if n_keys > 0 && (bytes > store::MAX_TXN_BYTES / 2 || n_keys >= store::MAX_TXN_KEYS / 2) {
                     self.waiting.insert(key, value);
                     break;
                 }
@@ -70,5 +107,68 @@ impl Persistence {
             self.versions.extend(keys.into_iter().map(|key| (key, revision)));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use control::Control;
+    use plan::Millis;
+    use store::MemoryStore;
+
+    use super::*;
+    use crate::testing::spec;
+
+    fn records(store: &Arc<dyn Store>) -> Vec<Record> {
+        Persistence::load(Arc::clone(store)).expect("is read").1
+    }
+
+    /// What a machine wrote down of one job of `count` images, all of them cancelled.
+    fn of_a_job(count: u32) -> (JobId, Vec<Record>) {
+        let mut control = Control::new(control::Config::default(), Vec::new(), Millis(0));
+        let (job, reply) = (JobId("j".into()), control::ReplyId(1));
+        let submit = control::Input::Submit { job: job.clone(), request_id: String::new(), spec: spec(count), reply };
+        control.handle(Millis(0), submit);
+        control.handle(Millis(0), control::Input::Cancel { job: job.clone(), reply });
+        let mut records = Vec::new();
+        while let Some(output) = control.poll_output() {
+            if let control::Output::Persist(record) = output {
+                records.push(*record);
+            }
+        }
+        (job, records)
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_job_is_deleted_with_all_its_images_however_many() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let count = store::MAX_TXN_KEYS as u32 + 7;
+        let (job, written) = of_a_job(count);
+        let (mut persistence, _) = Persistence::load(Arc::clone(&store)).expect("is empty");
+        written.into_iter().for_each(|record| persistence.add(record));
+        persistence.commit().await.expect("is written");
+        let images =
+            |records: &[Record]| records.iter().filter(|record| matches!(record, Record::Image { .. })).count();
+        assert_eq!(images(&records(&store)), count as usize);
+
+        let (mut persistence, _) = Persistence::load(Arc::clone(&store)).expect("is read");
+        persistence.forget(&job, count);
+        persistence.commit().await.expect("is deleted");
+        assert_eq!(records(&store), []);
+    }
+
+    #[tokio::test]
+    async fn images_a_crash_left_of_a_job_go_with_the_next_batch() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let (_, written) = of_a_job(2);
+        let (mut persistence, _) = Persistence::load(Arc::clone(&store)).expect("is empty");
+        for record in written.into_iter().filter(|record| matches!(record, Record::Image { .. })) {
+            persistence.add(record);
+        }
+        persistence.commit().await.expect("is written");
+        let (mut persistence, left) = Persistence::load(Arc::clone(&store)).expect("is read");
+        assert!(!left.is_empty());
+        persistence.commit().await.expect("is deleted");
+        assert_eq!(records(&store), []);
     }
 }

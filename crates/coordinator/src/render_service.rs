@@ -127,6 +127,16 @@ impl RenderService for Clients {
         Ok(Response::new(v1::RetryJobResponse { job: Some(job) }))
     }
 
+    async fn delete_job(
+        &self,
+        request: Request<v1::DeleteJobRequest>,
+    ) -> Result<Response<v1::DeleteJobResponse>, Status> {
+        let job = JobId(request.into_inner().id);
+        let answer = self.desk.request(|reply| Input::Delete { job, reply }).await?;
+        answer.map_err(|error| of_control(&error))?;
+        Ok(Response::new(v1::DeleteJobResponse {}))
+    }
+
     type GetArtifactStream = Answers<v1::GetArtifactResponse>;
 
     async fn get_artifact(

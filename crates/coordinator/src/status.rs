@@ -40,6 +40,7 @@ pub(crate) fn of_control(error: &ControlError) -> Status {
         ControlError::QueueFull { .. } => (Code::ResourceExhausted, "QUEUE_FULL", None, Some(SOON)),
         ControlError::Count { .. } => (Code::InvalidArgument, "COUNT_OUT_OF_RANGE", Some("spec.count"), None),
         ControlError::IsOver { .. } => (Code::FailedPrecondition, "JOB_IS_OVER", Some("id"), None),
+        ControlError::NotOver { .. } => (Code::FailedPrecondition, "JOB_IS_NOT_OVER", Some("id"), None),
         ControlError::NothingToRetry { .. } => (Code::FailedPrecondition, "NOTHING_TO_RETRY", Some("id"), None),
     };
     status(code, reason, error.to_string(), field, retry)

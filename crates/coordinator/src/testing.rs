@@ -51,7 +51,8 @@ impl Coordinator {
         let config = control::Config { lease_ttl_ms: LEASE_MS, ..Default::default() };
         let control = Control::new(config, records, Millis(0));
         let (courses, clock) = (Courses::new(metrics.clone()), Clock::new(started, LEASE_MS));
-        let driver = Driver::new(control, persistence, Arc::clone(&checkpoints), courses, clock);
+        let kept = (Arc::clone(&checkpoints), Arc::clone(&artifacts));
+        let driver = Driver::new(control, persistence, kept, courses, clock);
         Self { driver, checkpoints, artifacts, metrics, folder }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
-use coordinator::role::{LISTEN, Lease, StatusPort, url};
+use coordinator::role::{Keep, LISTEN, Lease, StatusPort, url};
 
 use super::{PictureArgs, Threads};
 use crate::device::DeviceName;
@@ -58,6 +58,9 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) lease: Lease,
+
+    #[command(flatten)]
+    pub(crate) keep: Keep,
 
     #[command(flatten)]
     pub(crate) status: StatusPort,
@@ -178,6 +181,21 @@ pub(crate) struct JobArgs {
     /// Print one JSON object
     #[arg(long, env = "FRESCO_JSON", value_parser = BoolishValueParser::new())]
     pub(crate) json: bool,
+}
+
+/// Flags of `delete`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco delete 0199…                        # the job and its pictures; those of other jobs stay
+  fresco serve --keep-jobs 1000              # a farm that does so by itself")]
+pub(crate) struct DeleteArgs {
+    /// The jobs' ids
+    #[arg(value_name = "JOB", required = true)]
+    pub(crate) jobs: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) farm: Farm,
 }
 
 /// Flags of `list`.

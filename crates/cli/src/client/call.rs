@@ -103,6 +103,11 @@ impl Client {
         whole(response.map_err(|status| refused(&status))?.into_inner().job)
     }
 
+    pub(crate) async fn delete(&mut self, id: &str) -> anyhow::Result<()> {
+        let response = self.calls.delete_job(v1::DeleteJobRequest { id: id.to_owned() }).await;
+        response.map(drop).map_err(|status| refused(&status))
+    }
+
     /// Calls `seen` with every event behind `after_revision` until the job is over. A farm that goes away is
     /// looked for, and gone on with from the last event seen.
     pub(crate) async fn watch(

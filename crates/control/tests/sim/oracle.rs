@@ -60,6 +60,10 @@ impl Oracle {
         self.accepted.insert(job);
     }
 
+    pub(crate) fn forgotten(&mut self, job: &JobId) {
+        self.accepted.remove(job);
+    }
+
     pub(crate) fn before(&mut self, now: u64, control: &Control, input: Option<&Input>) -> Before {
         let sessions = self.heard.iter().map(|(worker, (session, _))| (worker.clone(), *session)).collect();
         let mut stale = None;
@@ -115,7 +119,10 @@ impl Oracle {
                 format!("{input:?} is of the past, or nobody's business, and led to {outputs:?}")
             });
         }
-        let asks = matches!(input, Some(Input::Submit { .. } | Input::Cancel { .. } | Input::Retry { .. }));
+        let asks = matches!(
+            input,
+            Some(Input::Submit { .. } | Input::Cancel { .. } | Input::Retry { .. } | Input::Delete { .. })
+        );
         let n_replies = outputs.iter().filter(|output| matches!(output, Output::Reply { .. })).count();
         self.must(n_replies == usize::from(asks), || format!("{n_replies} answers to {input:?}"));
         if let Some(Input::Join { session, hello, .. }) = input
@@ -174,6 +181,15 @@ impl Oracle {
             }
             Output::Assign { worker, session, assignment } => self.assigned(shell, worker, *session, assignment),
             Output::Event(event) => self.told(shell, event),
+            Output::Forget { job, artifacts, .. } => {
+                let is_open = running_of(shell).any(|(image, _)| image.job == *job);
+                self.must(!is_open, || format!("{job} is forgotten while it is made"));
+                let others = shell.control.iter().flat_map(Control::jobs).flat_map(|job| &job.images);
+                let of_others: BTreeSet<_> =
+                    others.filter_map(|image| image.artifact.as_ref()).map(|artifact| &artifact.sha256).collect();
+                let is_needed = artifacts.iter().any(|sha256| of_others.contains(sha256));
+                self.must(!is_needed, || format!("a picture of another job goes with {job}"));
+            }
             _ => {}
         }
     }
@@ -308,7 +324,11 @@ fn speaker_of(input: &Input) -> (Option<(&WorkerId, SessionId)>, Option<Epoch>) 
         | Input::Finished { worker, session, epoch, .. }
         | Input::Failed { worker, session, epoch, .. } => (Some((worker, *session)), Some(*epoch)),
         Input::StepKept { epoch, .. } | Input::ArtifactRefused { epoch, .. } => (None, Some(*epoch)),
-        Input::Submit { .. } | Input::Cancel { .. } | Input::Retry { .. } | Input::Join { .. } => (None, None),
+        Input::Submit { .. }
+        | Input::Cancel { .. }
+        | Input::Retry { .. }
+        | Input::Delete { .. }
+        | Input::Join { .. } => (None, None),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::world::{Happening, World};
 pub(crate) struct Client {
     pub(crate) spec: JobSpec,
     pub(crate) job: Option<JobId>,
+    /// Its job was forgotten once: whatever it is answered is right, as far as it can tell.
+    pub(crate) is_forgotten: bool,
     pending: BTreeMap<ReplyId, Wish>,
 }
 
@@ -23,11 +25,12 @@ enum Wish {
     Other,
     Cancel,
     Retry,
+    Delete,
 }
 
 impl Client {
     pub(crate) fn new(spec: &JobSpec) -> Self {
-        Self { spec: spec.clone(), job: None, pending: BTreeMap::new() }
+        Self { spec: spec.clone(), job: None, is_forgotten: false, pending: BTreeMap::new() }
     }
 
     /// Whether an answer has not come yet.
@@ -44,7 +47,12 @@ impl World {
             Fault::SubmitOther { client } if self.clients[client].job.is_some() => self.ask(client, Wish::Other),
             Fault::Cancel { client } if self.clients[client].job.is_some() => self.ask(client, Wish::Cancel),
             Fault::Retry { client } if self.clients[client].job.is_some() => self.ask(client, Wish::Retry),
-            Fault::SubmitAgain { .. } | Fault::SubmitOther { .. } | Fault::Cancel { .. } | Fault::Retry { .. } => {}
+            Fault::Delete { client } if self.clients[client].job.is_some() => self.ask(client, Wish::Delete),
+            Fault::SubmitAgain { .. }
+            | Fault::SubmitOther { .. }
+            | Fault::Cancel { .. }
+            | Fault::Retry { .. }
+            | Fault::Delete { .. } => {}
             Fault::Start { worker } => self.start(worker),
             Fault::Kill { worker, silently, back_after_ms } => self.kill(worker, silently, back_after_ms),
             Fault::Pause { worker, for_ms } => self.pause(worker, for_ms),
@@ -129,6 +137,7 @@ impl World {
         let input = match (wish, known) {
             (Wish::Job | Wish::Other, _) => Input::Submit { job, request_id, spec, reply },
             (Wish::Cancel, Some(job)) => Input::Cancel { job, reply },
+            (Wish::Delete, Some(job)) => Input::Delete { job, reply },
             (Wish::Retry, Some(job)) => {
                 self.want_again(&job);
                 Input::Retry { job, reply }
@@ -136,6 +145,15 @@ impl World {
             (_, None) => return,
         };
         self.feed(Some(input));
+    }
+
+    /// A job was forgotten, which its client is told next, if it still listens.
+    pub(crate) fn forgotten(&mut self, job: &JobId) {
+        self.shell.forget(job);
+        self.oracle.forgotten(job);
+        for client in self.clients.iter_mut().filter(|client| client.job.as_ref() == Some(job)) {
+            client.is_forgotten = true;
+        }
     }
 
     fn want_again(&mut self, job: &JobId) {
@@ -159,10 +177,12 @@ impl World {
         let client = self.clients.iter_mut().find(|client| client.pending.contains_key(&reply));
         let Some((client, wish)) = client.and_then(|c| c.pending.remove(&reply).map(|wish| (c, wish))) else { return };
         let is_right = match (wish, &answer) {
+            _ if client.is_forgotten => true,
             (Wish::Job, Ok(job)) => client.job.as_ref().is_none_or(|known| known == job),
             (Wish::Other, Err(ControlError::AlreadyExists { job, .. })) => client.job.as_ref() == Some(job),
             (Wish::Cancel, Ok(_) | Err(ControlError::IsOver { .. })) => true,
             (Wish::Retry, Ok(_) | Err(ControlError::NothingToRetry { .. })) => true,
+            (Wish::Delete, Err(ControlError::NotOver { .. })) => true,
             _ => false,
         };
         if !is_right {

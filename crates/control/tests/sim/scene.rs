@@ -42,6 +42,10 @@ pub(crate) enum Fault {
     Retry {
         client: usize,
     },
+    /// It wants its job to be forgotten.
+    Delete {
+        client: usize,
+    },
     /// A worker starts.
     Start {
         worker: usize,
@@ -209,6 +213,7 @@ impl Scene {
         let (worker, client) = (rng.index(self.workers.len()), rng.index(self.jobs.len()));
         let calm = |rng: &mut Rng| match rng.of(0..6) {
             0 => Fault::Cancel { client },
+            1 if worker % 2 == 1 => Fault::Delete { client },
             1 => Fault::Retry { client },
             2 => Fault::SubmitAgain { client },
             3 => Fault::SubmitOther { client },

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use control::{Config, Control, Record, SessionId};
-use plan::{Epoch, ImageId, Mesh, Millis, Rank};
+use plan::{Epoch, ImageId, JobId, Mesh, Millis, Rank};
 
 /// Rows of one step, by the class that made them.
 type Rows = Vec<Option<&'static str>>;
@@ -74,6 +74,11 @@ impl Shell {
             Record::NextEpoch(_) => "epoch".to_owned(),
         };
         self.not_yet.insert(key, record);
+    }
+
+    pub(crate) fn forget(&mut self, job: &JobId) {
+        let (of_job, images) = (format!("jobs/{job}"), format!("images/{job}/"));
+        self.durable.retain(|key, _| *key != of_job && !key.starts_with(&images));
     }
 
     pub(crate) fn commit(&mut self) {

@@ -173,7 +173,8 @@ impl World {
         let Some(control) = &self.shell.control else { return false };
         self.clients.iter().all(|client| {
             let job = client.job.as_ref().and_then(|job| control.job(job));
-            !client.waits() && job.is_some_and(|job| !matches!(job.phase(), Phase::Queued | Phase::Running))
+            let is_over = job.map_or(client.is_forgotten, |job| job.phase().is_over());
+            !client.waits() && is_over
         })
     }
 
@@ -336,6 +337,7 @@ impl World {
                 self.close(session);
             }
             Output::DropCheckpoint { image } => self.shell.drop_checkpoint(&image),
+            Output::Forget { job, .. } => self.forgotten(&job),
         }
     }
 

@@ -28,6 +28,31 @@ fn jobs_are_listed_cancelled_retried_and_told_apart() {
 }
 
 #[test]
+fn deleted_jobs_are_gone_with_their_pictures_and_stay_so_after_a_restart() {
+    let mut farm = Farm::start();
+    let n_pictures = |farm: &Farm| farm.desk.path("data/pictures").read_dir().expect("it is a folder").count();
+    let job = farm.submit(21);
+    farm.call(&["delete", &job]).refused(1, &["is not over", "fresco cancel"]);
+    let worker = farm.worker("a");
+    // The same picture twice, and another one.
+    let (same, other) = (farm.submit(21), farm.submit(22));
+    for job in [&job, &same, &other] {
+        assert_eq!(farm.call(&["wait", job]).code, Some(0));
+    }
+    assert_eq!(n_pictures(&farm), 2);
+    assert_eq!(farm.call(&["delete", &job]).quiet().stdout.trim(), job);
+    farm.call(&["get", &job]).refused(3, &["is not known", "fresco list"]);
+    farm.check_picture(&same, 21);
+    assert_eq!(farm.call(&["delete", &same, &other]).quiet().stdout.lines().count(), 2);
+    assert_eq!(n_pictures(&farm), 0);
+    farm.call(&["delete", &same]).refused(3, &["is not known"]);
+    worker.kill();
+    farm.coordinator.take().expect("it runs").kill();
+    farm.start_coordinator();
+    assert_eq!(farm.call(&["list", "--json"]).quiet().stdout, "", "nothing of them is written down");
+}
+
+#[test]
 fn a_picture_cancelled_while_it_is_made_or_decoded_leaves_its_workers_free() {
     // A decode that is far from over when it is cancelled.
     const LARGE: [&str; 5] = ["a calm sea at dawn", "--size", "1024x1024", "--steps", "1"];

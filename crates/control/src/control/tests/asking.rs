@@ -110,3 +110,62 @@ fn revisions_of_a_job_rise_by_one_and_survive_a_restart() {
         assert_eq!(revision(&farm), before + 1);
     }
 }
+
+fn forgotten(outputs: &[Output]) -> Vec<(String, Vec<String>)> {
+    let forget = |output: &Output| match output {
+        Output::Forget { job, artifacts, .. } => Some((job.0.clone(), artifacts.clone())),
+        _ => None,
+    };
+    outputs.iter().filter_map(forget).collect()
+}
+
+#[test]
+fn a_job_that_is_over_can_be_deleted_and_its_request_id_used_again() {
+    let mut farm = Farm::new();
+    let job = farm.ask("mine", spec(2)).expect("the job is fine");
+    check(
+        farm.answer(|reply| Input::Delete { job: job.clone(), reply }),
+        "job `j1` is not over: `fresco cancel j1` ends it",
+    );
+    farm.answer(|reply| Input::Cancel { job: job.clone(), reply }).expect("it is cancelled");
+    let outputs = farm.hear(Input::Delete { job: job.clone(), reply: ReplyId(99) });
+    assert_eq!(forgotten(&outputs), [("j1".to_owned(), Vec::new())]);
+    let replies = outputs.iter().filter(|output| matches!(output, Output::Reply { answer: Ok(_), .. })).count();
+    assert!(replies == 1 && matches!(outputs.last(), Some(Output::Reply { .. })), "{outputs:?}");
+    assert!(farm.control.job(&job).is_none());
+    let message = "job `j1` is not known: `fresco list` shows those that are";
+    check(farm.answer(|reply| Input::Delete { job: job.clone(), reply }), message);
+    let again = farm.ask("mine", spec(1)).expect("the name is free");
+    assert_ne!(again, job);
+}
+
+#[test]
+fn a_picture_goes_with_the_last_job_that_has_it() {
+    let mut farm = Farm::new();
+    let jobs = [farm.submit(1), farm.submit(1)];
+    let session = farm.join("a");
+    for job in &jobs {
+        let epoch = farm.epoch(job, 0);
+        farm.finish("a", session, epoch);
+    }
+    let delete = |farm: &mut Farm, job: &JobId| farm.hear(Input::Delete { job: job.clone(), reply: ReplyId(99) });
+    assert_eq!(forgotten(&delete(&mut farm, &jobs[0])), [(jobs[0].0.clone(), Vec::new())]);
+    assert_eq!(forgotten(&delete(&mut farm, &jobs[1])), [(jobs[1].0.clone(), vec!["cafe".to_owned()])]);
+}
+
+#[test]
+fn the_oldest_jobs_that_are_over_are_forgotten_when_there_are_more_than_are_kept() {
+    let mut farm = Farm::new();
+    farm.control = Control::new(Config { most_jobs_over: Some(1), ..config() }, Vec::new(), Millis(0));
+    let jobs = [farm.submit(1), farm.submit(1), farm.submit(1)];
+    let cancel = |farm: &mut Farm, job: &JobId| farm.hear(Input::Cancel { job: job.clone(), reply: ReplyId(99) });
+    assert_eq!(forgotten(&cancel(&mut farm, &jobs[1])), []);
+    // Not in the order they ended in.
+    assert_eq!(forgotten(&cancel(&mut farm, &jobs[0])), [(jobs[0].0.clone(), Vec::new())]);
+    assert_eq!(forgotten(&cancel(&mut farm, &jobs[2])), [(jobs[1].0.clone(), Vec::new())]);
+    // What is wanted again is not over.
+    farm.answer(|reply| Input::Retry { job: jobs[2].clone(), reply }).expect("it is rendered again");
+    assert_eq!(farm.control.jobs().count(), 1);
+    farm.control.handle_timeout(Millis(1));
+    assert_eq!(farm.control.jobs().count(), 1);
+}
