@@ -45,7 +45,6 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
             store: args.data.join("store.redb"),
             artifacts: args.data.join("artifacts"),
             lease_ttl_ms: args.lease.lease_ttl_ms,
-            most_jobs_over: args.keep.most(),
         };
         let coordinator = Coordinator::build(config, &registry).await?;
         let address = coordinator.address()?;
@@ -191,7 +190,6 @@ impl PrivateFarm {
                 store: data.path().join("store.redb"),
                 artifacts: data.path().join("artifacts"),
                 lease_ttl_ms: 30_000,
-                most_jobs_over: None,
             };
             let coordinator = Coordinator::build(config, &registry).await?;
             let address = coordinator.address()?;

@@ -36,8 +36,6 @@ pub struct Config {
     pub most_images: usize,
     /// Images of one job.
     pub most_images_per_job: u32,
-    /// Jobs that are kept when they are over; the oldest are forgotten first. All if none.
-    pub most_jobs_over: Option<usize>,
     /// Reported failures without a step forward before an image fails.
     pub most_failures: u32,
     /// Members lost without a step forward before an image fails.
@@ -63,7 +61,6 @@ impl Default for Config {
             reattach_ms: 10_000,
             most_images: 100_000,
             most_images_per_job: 10_000,
-            most_jobs_over: None,
             most_failures: 5,
             most_losses: 20,
             backoff_ms: 100,
@@ -111,8 +108,6 @@ pub struct Control {
     /// Images that are neither done nor given up.
     n_open: usize,
     by_request: BTreeMap<String, JobId>,
-    /// Jobs that are over, by their numbers.
-    over: BTreeSet<(u64, JobId)>,
     outputs: VecDeque<Output>,
     counters: Counters,
     pub(crate) costs: Costs,
@@ -134,7 +129,6 @@ impl Control {
             next_number: 0,
             n_open: 0,
             by_request: BTreeMap::new(),
-            over: BTreeSet::new(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
             costs: Costs::default(),
@@ -154,7 +148,6 @@ impl Control {
             }
         }
         control.place();
-        control.forget_oldest();
         control
     }
 
@@ -191,7 +184,6 @@ impl Control {
             self.attempts.insert(attempt.epoch, attempt);
         }
         self.enter(id);
-        self.note_over(&id.job);
     }
 
     /// A job.
@@ -202,6 +194,14 @@ impl Control {
     /// All jobs, in the order of their ids.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.jobs.values()
+    }
+
+    /// Those of `sha256` that are an image's picture.
+    pub fn referred_to<'a>(&self, sha256: &'a [String]) -> BTreeSet<&'a str> {
+        let named: BTreeSet<&str> = sha256.iter().map(String::as_str).collect();
+        let images = self.jobs.values().flat_map(|job| &job.images);
+        let found = images.filter_map(|image| named.get(image.artifact.as_ref()?.sha256.as_str()));
+        found.copied().collect()
     }
 
     /// An attempt that is on.
@@ -315,7 +315,6 @@ impl Control {
         if may_change_places {
             self.place();
         }
-        self.forget_oldest();
     }
 
     /// Does what is due by the clock.
@@ -329,7 +328,6 @@ impl Control {
         self.expire();
         self.give_up_overdue();
         self.place();
-        self.forget_oldest();
     }
 
     /// The next thing to be done.
@@ -364,7 +362,6 @@ impl Control {
             change(image);
         }
         self.enter(id);
-        self.note_over(&id.job);
         self.tell(id);
     }
 
@@ -393,16 +390,6 @@ impl Control {
         if image.phase == Phase::Queued {
             let need = Need::of(&job.spec.model, image);
             self.queue.insert(need, (job.number, id.clone()), image.not_before, self.now);
-        }
-    }
-
-    fn note_over(&mut self, job: &JobId) {
-        let Some(job) = self.jobs.get(job) else { return };
-        let key = (job.number, job.id.clone());
-        if job.phase().is_over() {
-            self.over.insert(key);
-        } else {
-            self.over.remove(&key);
         }
     }
 

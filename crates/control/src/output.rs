@@ -31,7 +31,7 @@ pub enum Output {
     Drained { worker: WorkerId, session: SessionId },
     /// The rows of this image are not needed any more.
     DropCheckpoint { image: ImageId },
-    /// Delete what was written down of a job, and behind that the pictures nobody else's image is.
+    /// Delete what was written down of a job, and behind that its pictures, unless another image has the same.
     Forget { job: JobId, n_images: u32, artifacts: Vec<String> },
     /// Tell those who watch.
     Event(Box<Event>),

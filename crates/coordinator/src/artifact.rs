@@ -1,10 +1,8 @@
 //! Finished pictures in a folder, each under the hash of its bytes; whole or not there.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
@@ -16,8 +14,6 @@ const PARTIAL: (&str, &str) = (".", ".partial");
 /// The folder of pictures.
 pub(crate) struct Artifacts {
     folder: PathBuf,
-    /// Pictures that came and are not written down yet as an image's. They stay, though a job with the same is forgotten.
-    fresh: Mutex<BTreeSet<String>>,
 }
 
 /// Why a picture was not kept.
@@ -51,27 +47,26 @@ impl Artifacts {
                 drop(fs::remove_file(entry.path()));
             }
         }
-        Ok(Self { folder, fresh: Mutex::default() })
+        Ok(Self { folder })
     }
 
-    fn fresh(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A picture is written down as an image's.
-    pub(crate) fn written_down(&self, sha256: &str) {
-        self.fresh().remove(sha256);
+    /// The names of all pictures.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_name(name)).collect()
     }
 
     /// Removes a picture that is no image's any more.
     pub(crate) fn remove(&self, sha256: &str) {
-        let fresh = self.fresh();
-        if is_name(sha256)
-            && !fresh.contains(sha256)
-            && let Err(error) = fs::remove_file(self.folder.join(sha256))
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(sha256, %error, "a picture of a forgotten job cannot be removed");
+        if !is_name(sha256) {
+            return;
+        }
+        let path = self.folder.join(sha256);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "a picture that is no image's cannot be removed: it may be by hand");
+            }
+            _ => {}
         }
     }
 
@@ -110,11 +105,7 @@ impl Incoming<'_> {
         let artifacts = self.artifacts;
         let fault = |error| artifacts.fault(error);
         self.file.as_file().sync_all().map_err(fault)?;
-        {
-            let mut fresh = artifacts.fresh();
-            self.file.persist(artifacts.folder.join(&found)).map_err(|refused| fault(refused.error))?;
-            fresh.insert(found);
-        }
+        self.file.persist(artifacts.folder.join(&found)).map_err(|refused| fault(refused.error))?;
         // Some file systems cannot sync a folder; the picture is whole all the same.
         drop(File::open(&artifacts.folder).and_then(|folder| folder.sync_all()));
         Ok(())
@@ -147,24 +138,18 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_has_just_come_again_is_not_removed_with_a_forgotten_job() {
+    fn pictures_are_named_and_removed_and_nothing_else_is() {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        for name in [SHA256_OF_ABC, "notes"] {
+            fs::write(folder.path().join(name), "abc").expect("can be written");
+        }
         let artifacts = Artifacts::open(folder.path().to_owned()).expect("the folder can be used");
-        let come = || {
-            let mut incoming = artifacts.begin().expect("a file can be made");
-            incoming.write(b"abc").expect("is written");
-            incoming.finish(SHA256_OF_ABC).expect("is what was announced");
-        };
-        come();
-        artifacts.written_down(SHA256_OF_ABC);
-        come();
-        artifacts.remove(SHA256_OF_ABC);
-        assert!(artifacts.file(SHA256_OF_ABC).is_some(), "another job's is on its way");
-        artifacts.written_down(SHA256_OF_ABC);
-        artifacts.remove(SHA256_OF_ABC);
-        assert!(artifacts.file(SHA256_OF_ABC).is_none());
-        artifacts.remove(SHA256_OF_ABC);
-        artifacts.remove("../store.redb");
+        assert_eq!(artifacts.names(), [SHA256_OF_ABC]);
+        for name in [SHA256_OF_ABC, SHA256_OF_ABC, "notes", "../notes"] {
+            artifacts.remove(name);
+        }
+        assert_eq!(artifacts.names(), [""; 0]);
+        assert!(folder.path().join("notes").exists());
     }
 
     #[test]

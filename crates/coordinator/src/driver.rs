@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use control::{Control, ControlError, Event, Input, Output, Record, ReplyId, SessionId};
+use control::{Control, ControlError, Event, Input, Output, ReplyId, SessionId};
 use plan::JobId;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
@@ -98,13 +98,6 @@ impl Desk {
     pub(crate) fn events(&self) -> broadcast::Receiver<Arc<Event>> {
         self.events.subscribe()
     }
-}
-
-/// What is done once all is durable.
-enum Act {
-    Do(Output),
-    /// A picture is an image's for good.
-    WrittenDown(String),
 }
 
 /// Owns the machine.
@@ -210,6 +203,7 @@ impl Driver {
                     }
                     _ => {}
                 }
+                let input = self.without_picture(input);
                 self.control.handle(now, input);
             }
             Message::Ask(question) => question(&self.control),
@@ -227,24 +221,14 @@ impl Driver {
                 self.persistence.forget(job, *n_images);
             }
             match output {
-                Output::Persist(record) => {
-                    if let Record::Image { image, .. } = &*record
-                        && let Some(artifact) = &image.artifact
-                    {
-                        rest.push(Act::WrittenDown(artifact.sha256.clone()));
-                    }
-                    self.persistence.add(*record);
-                }
-                other => rest.push(Act::Do(other)),
+                Output::Persist(record) => self.persistence.add(*record),
+                other => rest.push(other),
             }
         }
         self.persistence.commit().await?;
         let mut closed: BTreeSet<SessionId> = BTreeSet::new();
-        for act in rest {
-            match act {
-                Act::Do(output) => self.act(output, &mut closed),
-                Act::WrittenDown(sha256) => self.artifacts.written_down(&sha256),
-            }
+        for output in rest {
+            self.act(output, &mut closed);
         }
         for session in closed {
             self.sessions.remove(&session);
@@ -296,7 +280,7 @@ impl Driver {
             }
             Output::Forget { job, artifacts: names, .. } => {
                 tracing::info!(%job, n_pictures = names.len(), "forgotten");
-                names.iter().for_each(|sha256| self.artifacts.remove(sha256));
+                self.remove_unless_referred_to(&names);
             }
             Output::Event(event) => {
                 tracing::debug!(
@@ -305,6 +289,23 @@ impl Driver {
                 // Nobody may be watching.
                 drop(self.desk.events.send(Arc::from(event)));
             }
+        }
+    }
+
+    /// Removes pictures that no image has. One that is about to be an image's may be among them: see [`Self::hear`].
+    pub(crate) fn remove_unless_referred_to(&self, names: &[String]) {
+        let kept = self.control.referred_to(names);
+        names.iter().filter(|name| !kept.contains(name.as_str())).for_each(|name| self.artifacts.remove(name));
+    }
+
+    /// A picture that is not there: it was the same as one of a job that was deleted since it came. It is decoded again.
+    fn without_picture(&self, input: Input) -> Input {
+        match input {
+            Input::Finished { worker, session, epoch, artifact } if self.artifacts.file(&artifact.sha256).is_none() => {
+                let message = "the picture went with a job that was deleted: it is made again".to_owned();
+                Input::Failed { worker, session, epoch, cause: plan::Cause::Peer, message, blamed: None }
+            }
+            other => other,
         }
     }
 

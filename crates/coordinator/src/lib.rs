@@ -58,8 +58,6 @@ pub struct Config {
     pub artifacts: PathBuf,
     /// How long a lease lasts without a heartbeat.
     pub lease_ttl_ms: u64,
-    /// Jobs that are kept when they are over; all if none.
-    pub most_jobs_over: Option<usize>,
 }
 
 /// A coordinator, ready to serve.
@@ -86,7 +84,6 @@ impl Coordinator {
         let machine = control::Config {
             lease_ttl_ms: config.lease_ttl_ms,
             reattach_ms: 3 * config.lease_ttl_ms,
-            most_jobs_over: config.most_jobs_over,
             ..Default::default()
         };
         let control = Control::new(machine, records, Millis(0));
@@ -98,6 +95,8 @@ impl Coordinator {
         let courses = Courses::new(metrics.clone());
         let kept = (Arc::clone(&checkpoints), Arc::clone(&artifacts));
         let driver = Driver::new(control, persistence, kept, courses, clock);
+        // What a crash left of deleted jobs, or what came for nobody.
+        driver.remove_unless_referred_to(&artifacts.names());
         Ok(Self { listener, driver, checkpoints, artifacts, metrics })
     }
 

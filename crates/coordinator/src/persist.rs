@@ -1,6 +1,6 @@
 //! Records to and from the store: JSON under `jobs/`, `images/` and `epoch`, written by one leader.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,14 +17,19 @@ fn image_key(image: &ImageId) -> String {
     format!("images/{image}")
 }
 
+/// Keys of a batch.
+const MOST_KEYS: usize = store::MAX_TXN_KEYS / 2;
+
 /// Writes records, batch by batch.
 pub(crate) struct Persistence {
     store: Arc<dyn Store>,
     leadership: Leadership,
     versions: BTreeMap<String, Revision>,
     waiting: BTreeMap<String, Vec<u8>>,
-    /// Keys to be deleted, in this order: a job's own before its images', which mean nothing without it.
-    forgotten: VecDeque<String>,
+    /// Jobs to be deleted with the next batch.
+    forgotten_jobs: Vec<String>,
+    /// Images of deleted jobs. They mean nothing any more, and go a few with each batch; the rest at the next start.
+    forgotten_images: Vec<String>,
 }
 
 impl Persistence {
@@ -50,17 +55,20 @@ impl Persistence {
             let job = key.strip_prefix("images/").and_then(|image| image.rsplit_once('/'));
             job.is_none_or(|(job, _)| versions.contains_key(&job_key(&JobId(job.into()))))
         };
-        let forgotten = versions.keys().filter(|key| !has_job(key)).cloned().collect();
-        Ok((Self { store, leadership, versions, waiting: BTreeMap::new(), forgotten }, records))
+        let forgotten_images = versions.keys().filter(|key| !has_job(key)).cloned().collect();
+        let (waiting, forgotten_jobs) = (BTreeMap::new(), Vec::new());
+        Ok((Self { store, leadership, versions, waiting, forgotten_jobs, forgotten_images }, records))
     }
 
-    /// Deletes a job's records with the next batch, whatever was added of them before.
+    /// Deletes a job with the next batch, whatever was added of it before, and its images from then on.
     pub(crate) fn forget(&mut self, job: &JobId, n_images: u32) {
-        let image = |idx| image_key(&ImageId { job: job.clone(), image: ImageIdx(idx) });
-        for key in std::iter::once(job_key(job)).chain((0..n_images).map(image)) {
+        let images = (0..n_images).map(|idx| image_key(&ImageId { job: job.clone(), image: ImageIdx(idx) }));
+        let images: Vec<String> = images.collect();
+        for key in std::iter::once(job_key(job)).chain(images.iter().cloned()) {
             self.waiting.remove(&key);
-            self.forgotten.push_back(key);
         }
+        self.forgotten_jobs.push(job_key(job));
+        self.forgotten_images.extend(images.into_iter().filter(|key| self.versions.contains_key(key)));
     }
 
     /// Keeps a record for the next batch; a later one of the same key replaces it.
@@ -78,35 +86,45 @@ impl Persistence {
 
     /// Makes all that was added durable.
     pub(crate) async fn commit(&mut self) -> anyhow::Result<()> {
-        while !self.waiting.is_empty() || !self.forgotten.is_empty() {
+        while !self.waiting.is_empty() || !self.forgotten_jobs.is_empty() {
             let mut txn = Txn::new(&self.leadership);
-            let (mut keys, mut bytes, mut n_deleted) = (Vec::new(), 0, 0);
-            while n_deleted < store::MAX_TXN_KEYS / 2
-                && let Some(key) = self.forgotten.pop_front()
+            let (mut keys, mut bytes, mut n_keys) = (Vec::new(), 0, 0);
+            while n_keys < MOST_KEYS
+                && let Some(key) = self.forgotten_jobs.pop()
             {
                 if let Some(seen) = self.versions.remove(&key) {
                     txn = txn.delete(key, seen);
-                    n_deleted += 1;
+                    n_keys += 1;
                 }
             }
-            while self.forgotten.is_empty()
+            while n_keys < MOST_KEYS
                 && let Some((key, value)) = self.waiting.pop_first()
             {
                 bytes += key.len() + value.len();
-                let n_keys = keys.len() + n_deleted;
-                if n_keys > 0 && (bytes > store::MAX_TXN_BYTES / 2 || n_keys >= store::MAX_TXN_KEYS / 2) {
+                if n_keys > 0 && bytes > store::MAX_TXN_BYTES / 2 {
                     self.waiting.insert(key, value);
                     break;
                 }
                 txn = txn.put(key.clone(), self.versions.get(&key).copied(), value);
                 keys.push(key);
+                n_keys += 1;
             }
-            let store = Arc::clone(&self.store);
-            let committed = tokio::task::spawn_blocking(move || store.commit(&txn)).await;
-            let revision = committed.context("the store's thread died")?.context("write down what happened")?;
+            let revision = self.write(txn).await?;
             self.versions.extend(keys.into_iter().map(|key| (key, revision)));
         }
+        if !self.forgotten_images.is_empty() {
+            let few = self.forgotten_images.split_off(self.forgotten_images.len().saturating_sub(MOST_KEYS));
+            let seen = few.into_iter().filter_map(|key| self.versions.remove(&key).map(|seen| (key, seen)));
+            let txn = seen.fold(Txn::new(&self.leadership), |txn, (key, seen)| txn.delete(key, seen));
+            self.write(txn).await?;
+        }
         Ok(())
+    }
+
+    async fn write(&self, txn: Txn) -> anyhow::Result<Revision> {
+        let store = Arc::clone(&self.store);
+        let committed = tokio::task::spawn_blocking(move || store.commit(&txn)).await;
+        committed.context("the store's thread died")?.context("write down what happened")
     }
 }
 
@@ -154,6 +172,12 @@ mod tests {
         let (mut persistence, _) = Persistence::load(Arc::clone(&store)).expect("is read");
         persistence.forget(&job, count);
         persistence.commit().await.expect("is deleted");
+        let (mut persistence, left) = Persistence::load(Arc::clone(&store)).expect("is read");
+        assert!(left.iter().all(|record| matches!(record, Record::Image { .. })), "the job itself goes at once");
+        assert!(!left.is_empty(), "its images a few at a time");
+        for _ in 0..left.len().div_ceil(MOST_KEYS) {
+            persistence.commit().await.expect("is deleted");
+        }
         assert_eq!(records(&store), []);
     }
 

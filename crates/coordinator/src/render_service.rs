@@ -152,7 +152,12 @@ impl RenderService for Clients {
             status(Code::FailedPrecondition, "IMAGE_NOT_DONE", message, Some("image"), None)
         };
         let artifact = artifact.ok_or_else(missing)?;
-        let file = self.artifacts.file(&artifact.sha256).ok_or_else(|| {
+        let file = self.artifacts.file(&artifact.sha256);
+        if file.is_none() {
+            // Deleted meanwhile: then it is not known.
+            self.job(id.clone()).await?;
+        }
+        let file = file.ok_or_else(|| {
             let message = format!("the file of image {index} of job `{id}` is gone: `fresco retry {id}` does not help");
             status(Code::DataLoss, "ARTIFACT_GONE", message, None, None)
         })?;

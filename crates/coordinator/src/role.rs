@@ -41,10 +41,6 @@ pub struct CoordinatorArgs {
 
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub keep: Keep,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
     pub status: StatusPort,
 }
 
@@ -55,21 +51,6 @@ pub struct Lease {
     #[arg(long, env = "FRESCO_LEASE_TTL_MS", value_name = "MS", default_value = "3000")]
     #[arg(value_parser = clap::value_parser!(u64).range(100..=600_000))]
     pub lease_ttl_ms: u64,
-}
-
-/// What is kept of jobs that are over.
-#[derive(Debug, Args)]
-pub struct Keep {
-    /// Jobs that are kept when they are over, the newest; older ones go with their pictures [default: all]
-    #[arg(long, env = "FRESCO_KEEP_JOBS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub keep_jobs: Option<u32>,
-}
-
-impl Keep {
-    /// As the state machine counts it.
-    pub fn most(&self) -> Option<usize> {
-        self.keep_jobs.map(|n| n as usize)
-    }
 }
 
 /// Where a role tells how it is.
@@ -130,7 +111,6 @@ pub async fn run(args: CoordinatorArgs, note: impl Fn(&str)) -> anyhow::Result<(
         store: args.store,
         artifacts: args.artifacts,
         lease_ttl_ms: args.lease.lease_ttl_ms,
-        most_jobs_over: args.keep.most(),
     };
     let coordinator = Coordinator::build(config, &registry).await?;
     note(&format!("coordinating on http://{}", coordinator.address()?));

@@ -10,20 +10,32 @@ use model::Place;
 pub(crate) fn flop_per_s(place: &Place) -> Result<f64> {
     const WIDTH: usize = 512;
     const LONG_ENOUGH: Duration = Duration::from_millis(60);
-    // Enough to fill what computes.
-    let rows = if place.device().is_cpu() { 256 } else { 1 << 16 };
+    // A GPU is given more until it is full, or slow enough to be measured.
+    const SLOW_ENOUGH: Duration = Duration::from_millis(5);
+    let most_rows = if place.device().is_cpu() { 256 } else { 1 << 16 };
     let values = |len: usize| (0..len).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect::<Vec<_>>();
     let tensor = |rows: usize| place.take(&Tensor::from_vec(values(rows * WIDTH), (rows, WIDTH), &Device::Cpu)?);
     let linear = Linear::new(&tensor(WIDTH)?, None)?;
-    let x = tensor(rows)?;
-    let run = || {
-        linear.forward(&x, Epilogue::None)?;
+    let run = |x: &Tensor| {
+        linear.forward(x, Epilogue::None)?;
         place.wait()
     };
-    run()?;
+    let mut rows = 256;
+    let mut x = tensor(rows)?;
+    run(&x)?;
+    while rows < most_rows {
+        let start = Instant::now();
+        run(&x)?;
+        if start.elapsed() >= SLOW_ENOUGH {
+            break;
+        }
+        rows *= 4;
+        x = tensor(rows)?;
+        run(&x)?;
+    }
     let (start, mut n_runs) = (Instant::now(), 0_u32);
     while n_runs < 3 || start.elapsed() < LONG_ENOUGH {
-        run()?;
+        run(&x)?;
         n_runs += 1;
     }
     let flop = 2.0 * (rows * WIDTH * WIDTH) as f64 * f64::from(n_runs);

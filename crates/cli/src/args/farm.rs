@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
-use coordinator::role::{Keep, LISTEN, Lease, StatusPort, url};
+use coordinator::role::{LISTEN, Lease, StatusPort, url};
 
 use super::{PictureArgs, Threads};
 use crate::device::DeviceName;
@@ -58,9 +58,6 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) lease: Lease,
-
-    #[command(flatten)]
-    pub(crate) keep: Keep,
 
     #[command(flatten)]
     pub(crate) status: StatusPort,
@@ -188,7 +185,7 @@ pub(crate) struct JobArgs {
 #[command(before_help = "\
 Examples:
   fresco delete 0199…                        # the job and its pictures; those of other jobs stay
-  fresco serve --keep-jobs 1000              # a farm that does so by itself")]
+  fresco list --json | jq -r 'select(.state == \"DONE\") | .job' | xargs fresco delete")]
 pub(crate) struct DeleteArgs {
     /// The jobs' ids
     #[arg(value_name = "JOB", required = true)]

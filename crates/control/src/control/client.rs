@@ -1,7 +1,5 @@
 //! What clients ask: new jobs, an end to one, another try, and to forget one.
 
-use std::collections::BTreeSet;
-
 use plan::{ImageId, JobId};
 
 use super::Control;
@@ -66,38 +64,13 @@ impl Control {
         if !self.images_of(&job, Image::is_open)?.is_empty() {
             return Err(ControlError::NotOver { job });
         }
-        self.forget(&job);
+        let Some(forgotten) = self.jobs.remove(&job) else { return Err(ControlError::NotFound { job }) };
+        if self.by_request.get(&forgotten.request_id) == Some(&job) {
+            self.by_request.remove(&forgotten.request_id);
+        }
+        let artifacts = forgotten.images.into_iter().filter_map(|image| Some(image.artifact?.sha256)).collect();
+        self.put(Output::Forget { job: job.clone(), n_images: forgotten.spec.count, artifacts });
         Ok(job)
-    }
-
-    /// Forgets the oldest jobs that are over, if there are more than are to be kept.
-    pub(super) fn forget_oldest(&mut self) {
-        let Some(most) = self.config.most_jobs_over else { return };
-        while self.over.len() > most {
-            let Some((_, job)) = self.over.first().cloned() else { return };
-            self.forget(&job);
-        }
-    }
-
-    /// Forgets a job that is over. A picture goes with it unless it is another job's, too: equal wishes give equal bytes.
-    fn forget(&mut self, id: &JobId) {
-        let Some(job) = self.jobs.remove(id) else { return };
-        self.over.remove(&(job.number, id.clone()));
-        if self.by_request.get(&job.request_id) == Some(id) {
-            self.by_request.remove(&job.request_id);
-        }
-        for (image, _) in job.image_ids().filter(|(_, image)| image.artifact.is_none()) {
-            self.put(Output::DropCheckpoint { image });
-        }
-        let sha256_of = |image: &Image| image.artifact.as_ref().map(|artifact| artifact.sha256.clone());
-        let mut artifacts: BTreeSet<String> = job.images.iter().filter_map(sha256_of).collect();
-        if !artifacts.is_empty() {
-            for sha256 in self.jobs.values().flat_map(|job| &job.images).filter_map(sha256_of) {
-                artifacts.remove(&sha256);
-            }
-        }
-        let artifacts = artifacts.into_iter().collect();
-        self.put(Output::Forget { job: job.id, n_images: job.spec.count, artifacts });
     }
 
     fn room_for(&self, n_images: usize) -> Result<(), ControlError> {

@@ -22,6 +22,8 @@ struct Given {
 pub(crate) struct Oracle {
     pub(crate) faults: Vec<String>,
     accepted: BTreeSet<JobId>,
+    /// Jobs a client wants to be forgotten.
+    pub(crate) unwanted: BTreeSet<JobId>,
     given: BTreeMap<Epoch, Given>,
     artifacts: BTreeMap<ImageId, ArtifactRef>,
     n_steps: BTreeMap<ImageId, usize>,
@@ -181,14 +183,11 @@ impl Oracle {
             }
             Output::Assign { worker, session, assignment } => self.assigned(shell, worker, *session, assignment),
             Output::Event(event) => self.told(shell, event),
-            Output::Forget { job, artifacts, .. } => {
-                let is_open = running_of(shell).any(|(image, _)| image.job == *job);
-                self.must(!is_open, || format!("{job} is forgotten while it is made"));
-                let others = shell.control.iter().flat_map(Control::jobs).flat_map(|job| &job.images);
-                let of_others: BTreeSet<_> =
-                    others.filter_map(|image| image.artifact.as_ref()).map(|artifact| &artifact.sha256).collect();
-                let is_needed = artifacts.iter().any(|sha256| of_others.contains(sha256));
-                self.must(!is_needed, || format!("a picture of another job goes with {job}"));
+            Output::Forget { job, n_images, .. } => {
+                self.must(self.unwanted.contains(job), || format!("{job} is forgotten and nobody asked for it"));
+                let id = |idx| ImageId { job: job.clone(), image: plan::ImageIdx(idx) };
+                let is_over = |idx| shell.durable_image(&id(idx)).is_some_and(|(image, ..)| image.phase.is_over());
+                self.must((0..*n_images).all(is_over), || format!("{job} is forgotten before it is over"));
             }
             _ => {}
         }

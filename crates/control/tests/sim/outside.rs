@@ -137,7 +137,10 @@ impl World {
         let input = match (wish, known) {
             (Wish::Job | Wish::Other, _) => Input::Submit { job, request_id, spec, reply },
             (Wish::Cancel, Some(job)) => Input::Cancel { job, reply },
-            (Wish::Delete, Some(job)) => Input::Delete { job, reply },
+            (Wish::Delete, Some(job)) => {
+                self.oracle.unwanted.insert(job.clone());
+                Input::Delete { job, reply }
+            }
             (Wish::Retry, Some(job)) => {
                 self.want_again(&job);
                 Input::Retry { job, reply }

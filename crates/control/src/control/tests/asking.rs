@@ -140,7 +140,7 @@ fn a_job_that_is_over_can_be_deleted_and_its_request_id_used_again() {
 }
 
 #[test]
-fn a_picture_goes_with_the_last_job_that_has_it() {
+fn a_picture_of_a_deleted_job_is_referred_to_as_long_as_another_job_has_it() {
     let mut farm = Farm::new();
     let jobs = [farm.submit(1), farm.submit(1)];
     let session = farm.join("a");
@@ -148,24 +148,10 @@ fn a_picture_goes_with_the_last_job_that_has_it() {
         let epoch = farm.epoch(job, 0);
         farm.finish("a", session, epoch);
     }
-    let delete = |farm: &mut Farm, job: &JobId| farm.hear(Input::Delete { job: job.clone(), reply: ReplyId(99) });
-    assert_eq!(forgotten(&delete(&mut farm, &jobs[0])), [(jobs[0].0.clone(), Vec::new())]);
-    assert_eq!(forgotten(&delete(&mut farm, &jobs[1])), [(jobs[1].0.clone(), vec!["cafe".to_owned()])]);
-}
-
-#[test]
-fn the_oldest_jobs_that_are_over_are_forgotten_when_there_are_more_than_are_kept() {
-    let mut farm = Farm::new();
-    farm.control = Control::new(Config { most_jobs_over: Some(1), ..config() }, Vec::new(), Millis(0));
-    let jobs = [farm.submit(1), farm.submit(1), farm.submit(1)];
-    let cancel = |farm: &mut Farm, job: &JobId| farm.hear(Input::Cancel { job: job.clone(), reply: ReplyId(99) });
-    assert_eq!(forgotten(&cancel(&mut farm, &jobs[1])), []);
-    // Not in the order they ended in.
-    assert_eq!(forgotten(&cancel(&mut farm, &jobs[0])), [(jobs[0].0.clone(), Vec::new())]);
-    assert_eq!(forgotten(&cancel(&mut farm, &jobs[2])), [(jobs[1].0.clone(), Vec::new())]);
-    // What is wanted again is not over.
-    farm.answer(|reply| Input::Retry { job: jobs[2].clone(), reply }).expect("it is rendered again");
-    assert_eq!(farm.control.jobs().count(), 1);
-    farm.control.handle_timeout(Millis(1));
-    assert_eq!(farm.control.jobs().count(), 1);
+    let names = ["cafe".to_owned(), "beef".to_owned()];
+    for (job, left) in jobs.iter().zip([vec!["cafe"], vec![]]) {
+        let outputs = farm.hear(Input::Delete { job: job.clone(), reply: ReplyId(99) });
+        assert_eq!(forgotten(&outputs), [(job.0.clone(), vec!["cafe".to_owned()])]);
+        assert_eq!(farm.control.referred_to(&names).into_iter().collect::<Vec<_>>(), left);
+    }
 }
