@@ -180,7 +180,7 @@ draw() {
         grep " assigned " "$work/serve-$n" | grep "n_ranks=1 " | grep -q "n_steps_done=[1-3]\b" ||
             { echo "launch $fault is not in the midst of the steps" && return 1; }
         kill -0 "${running[-1]}" 2>/dev/null && echo "the worker whose GPU is lost did not leave" && return 1
-        grep -q "ILLEGAL_ADDRESS, code 700" "$work/serve-$n" || { echo "the coordinator was not told why" && return 1; }
+        grep -q "is lost: its work goes on elsewhere" "$work/worker-$n-$((n - 1))" || { echo "the worker does not say why" && return 1; }
     else
         [ "$others" = 0 ] || { echo "$others parts were of another number of workers" && return 1; }
     fi
