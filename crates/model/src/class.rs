@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 /// Raised when a change to the kernels changes bits.
 pub(crate) const KERNELS: u32 = 2;
 
-/// The class of this machine, such as `cpu-avx512-f32-1-3fa2`.
+/// The class of this machine, such as `cpu-avx512-f32-2-3fa2`.
 pub fn numeric_class() -> &'static str {
     static CLASS: OnceLock<String> = OnceLock::new();
     CLASS.get_or_init(|| {
