@@ -106,6 +106,9 @@ pub(crate) struct Driver {
     persistence: Persistence,
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
+    /// Pictures that were there at the start: those no image has go with the next job that is deleted. Until then a worker
+    /// may still say that one of them is its own.
+    found: Vec<String>,
     courses: Courses,
     clock: Clock,
     inbox: mpsc::Receiver<(Instant, Message)>,
@@ -127,12 +130,14 @@ impl Driver {
         let (inbox, messages) = mpsc::channel(INBOX);
         let desk = Desk { inbox, events: broadcast::Sender::new(EVENTS), next_id: Arc::new(AtomicU64::new(1)) };
         let (sessions, answers) = (BTreeMap::new(), BTreeMap::new());
+        let found = artifacts.names();
         let hung_up = Vec::new();
         Self {
             control,
             persistence,
             checkpoints,
             artifacts,
+            found,
             courses,
             clock,
             inbox: messages,
@@ -280,7 +285,8 @@ impl Driver {
             }
             Output::Forget { job, artifacts: names, .. } => {
                 tracing::info!(%job, n_pictures = names.len(), "forgotten");
-                self.remove_unless_referred_to(&names);
+                let found = std::mem::take(&mut self.found);
+                self.remove_unless_referred_to(&[names, found].concat());
             }
             Output::Event(event) => {
                 tracing::debug!(
@@ -293,7 +299,7 @@ impl Driver {
     }
 
     /// Removes pictures that no image has. One that is about to be an image's may be among them: see [`Self::hear`].
-    pub(crate) fn remove_unless_referred_to(&self, names: &[String]) {
+    fn remove_unless_referred_to(&self, names: &[String]) {
         let kept = self.control.referred_to(names);
         names.iter().filter(|name| !kept.contains(name.as_str())).for_each(|name| self.artifacts.remove(name));
     }

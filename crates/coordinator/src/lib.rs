@@ -95,8 +95,6 @@ impl Coordinator {
         let courses = Courses::new(metrics.clone());
         let kept = (Arc::clone(&checkpoints), Arc::clone(&artifacts));
         let driver = Driver::new(control, persistence, kept, courses, clock);
-        // What a crash left of deleted jobs, or what came for nobody.
-        driver.remove_unless_referred_to(&artifacts.names());
         Ok(Self { listener, driver, checkpoints, artifacts, metrics })
     }
 
