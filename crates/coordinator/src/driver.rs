@@ -298,17 +298,19 @@ impl Driver {
         }
     }
 
-    /// Removes pictures that no image has. One that is about to be an image's may be among them: see [`Self::hear`].
+    /// Removes pictures that no image has. One that is about to be an image's may be among them: see
+    /// [`Self::without_picture`].
     fn remove_unless_referred_to(&self, names: &[String]) {
         let kept = self.control.referred_to(names);
         names.iter().filter(|name| !kept.contains(name.as_str())).for_each(|name| self.artifacts.remove(name));
     }
 
-    /// A picture that is not there: it was the same as one of a job that was deleted since it came. It is decoded again.
+    /// What a worker finished counts if its picture is there; one that is not was the same as a deleted job's, or was lost.
+    /// It is made again from its last step.
     fn without_picture(&self, input: Input) -> Input {
         match input {
             Input::Finished { worker, session, epoch, artifact } if self.artifacts.file(&artifact.sha256).is_none() => {
-                let message = "the picture went with a job that was deleted: it is made again".to_owned();
+                let message = "its picture is not there any more: it is made again from its last step".to_owned();
                 Input::Failed { worker, session, epoch, cause: plan::Cause::Peer, message, blamed: None }
             }
             other => other,
