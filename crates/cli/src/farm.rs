@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use coordinator::Coordinator;
 use coordinator::role::CoordinatorArgs;
+use coordinator::{Coordinator, Patience};
 use fabric::grpc::{Port, PortConfig};
 use model::Place;
 use prometheus::Registry;
@@ -44,7 +44,7 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
             listen: args.listen,
             store: args.data.join("store.redb"),
             artifacts: args.data.join("artifacts"),
-            lease_ttl_ms: args.lease.lease_ttl_ms,
+            patience: args.lease.patience(),
         };
         let coordinator = Coordinator::build(config, &registry).await?;
         let address = coordinator.address()?;
@@ -189,7 +189,8 @@ impl PrivateFarm {
                 listen: any,
                 store: data.path().join("store.redb"),
                 artifacts: data.path().join("artifacts"),
-                lease_ttl_ms: 30_000,
+                // Whoever waits at a terminal is to hear of a device that cannot do it.
+                patience: Patience { lease_ttl_ms: 30_000, stall_ms: 60_000, most_tries: Some(5) },
             };
             let coordinator = Coordinator::build(config, &registry).await?;
             let address = coordinator.address()?;

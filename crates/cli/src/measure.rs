@@ -2,7 +2,6 @@
 //!
 //! Leaves out how results are shown. Every measurement warms up once, which is not counted.
 
-mod flop;
 pub(crate) mod link;
 mod memory;
 pub(crate) mod roofline;
@@ -20,7 +19,7 @@ use model::dit::{self, block::Block};
 use model::seam::{WholePicture, WholeSequence};
 use model::vae::{self, Decoder};
 use model::weights::{Weights, random};
-use plan::{DitSpec, ImageSize, KvCompress, LatentSize, LayerIdx, VaeSpec};
+use plan::{DitSpec, ImageSize, KvCompress, LatentSize, LayerIdx, VaeSpec, flop};
 
 /// Seconds of each run, and the arithmetic one run does.
 #[derive(Debug, Clone)]

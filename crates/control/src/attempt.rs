@@ -12,8 +12,8 @@ use crate::pace::Pace;
 pub(crate) struct Suspicion {
     pub(crate) due: Millis,
     pub(crate) message: String,
-    /// A part is lost together with its session; else a rank blamed another.
-    pub(crate) is_loss: bool,
+    /// Whose part is lost together with its session; else a rank blamed another.
+    pub(crate) lost: Option<WorkerId>,
     /// Who blames whom.
     pub(crate) rifts: Vec<(WorkerId, WorkerId)>,
 }
@@ -50,6 +50,9 @@ pub struct Attempt {
     /// After a restart: ranks that are back, until when the others may come.
     #[serde(skip)]
     pub(crate) reattaching: Option<(BTreeSet<Rank>, Millis)>,
+    /// When a rank last made progress.
+    #[serde(skip)]
+    pub(crate) progress_at: Millis,
     /// How fast each rank is. Not written down: a few steps tell it again.
     #[serde(skip)]
     pub(crate) paces: Vec<Pace>,
@@ -63,6 +66,7 @@ impl Attempt {
         mesh: Mesh,
         (seats, incarnations): (Vec<WorkerId>, Vec<String>),
         n_steps_before: usize,
+        now: Millis,
     ) -> Self {
         let paces = vec![Pace::default(); seats.len()];
         Self {
@@ -78,6 +82,7 @@ impl Attempt {
             suspicion: None,
             passed_over: BTreeSet::new(),
             reattaching: None,
+            progress_at: now,
             paces,
         }
     }

@@ -1,7 +1,8 @@
 //! The machine itself: takes what happened, keeps what is true, says what is to be done.
 //!
-//! What clients ask is in `control/client.rs`, who is in `control/membership.rs`, what becomes of an attempt in
-//! `control/progress.rs`; who gets which image is decided in `place.rs`.
+//! What clients ask is in `control/client.rs`, who is in `control/membership.rs`, how an attempt gets on in
+//! `control/progress.rs`, what becomes of one that fails in `control/failing.rs` and of one that hangs in
+//! `control/stall.rs`; who gets which image is decided in `place.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -9,16 +10,19 @@ use plan::{Epoch, ImageId, JobId, Millis, WorkerId};
 
 use crate::attempt::Attempt;
 use crate::demand::Costs;
+use crate::health::Healths;
 use crate::input::Input;
 use crate::job::{Image, Job, Phase};
-use crate::member::{Member, MemberView};
+use crate::member::{Member, MemberState, MemberView};
 use crate::output::{Event, Output, Record};
 use crate::queue::{Need, Queue, Turn};
 use crate::rift::Rifts;
 
 mod client;
+mod failing;
 mod membership;
 mod progress;
+mod stall;
 
 #[cfg(test)]
 mod tests;
@@ -38,6 +42,14 @@ pub struct Config {
     pub most_images_per_job: u32,
     /// Reported failures without a step forward before an image fails.
     pub most_failures: u32,
+    /// Attempts that failed without a step forward before an image fails, those included that were their workers' fault.
+    pub most_tries: u32,
+    /// The first quarantine of a worker that failed three times in a row; doubled with each that follows.
+    pub quarantine_ms: u64,
+    /// Least time without progress after which a rank is taken to hang.
+    pub stall_ms: u64,
+    /// How long a worker whose session broke may take to open another.
+    pub reconnect_ms: u64,
     /// Members lost without a step forward before an image fails.
     pub most_losses: u32,
     /// A failed attempt is tried again after this, four times as late with each failure. At least a thirtieth of a
@@ -62,6 +74,10 @@ impl Default for Config {
             most_images: 100_000,
             most_images_per_job: 10_000,
             most_failures: 5,
+            most_tries: 20,
+            quarantine_ms: 15_000,
+            stall_ms: 60_000,
+            reconnect_ms: 1_000,
             most_losses: 20,
             backoff_ms: 100,
             rift_ms: 300_000,
@@ -83,6 +99,10 @@ pub struct Counters {
     pub refused: u64,
     /// Leases that ended.
     pub leases_ended: u64,
+    /// Quarantines of workers that failed again and again.
+    pub quarantines: u64,
+    /// Attempts that were given up because a rank made no progress.
+    pub stalled: u64,
     /// Attempts that ended with a value that is not finite.
     pub not_finite: u64,
     /// Attempts that ended amid a step because a worker was lost.
@@ -98,6 +118,9 @@ pub struct Control {
     pub(crate) now: Millis,
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) members: BTreeMap<WorkerId, Member>,
+    pub(crate) healths: Healths,
+    /// When workers that rest may be given work again.
+    rest_ends: BTreeSet<Millis>,
     pub(crate) attempts: BTreeMap<Epoch, Attempt>,
     pub(crate) rifts: Rifts,
     pub(crate) queue: Queue,
@@ -111,6 +134,8 @@ pub struct Control {
     outputs: VecDeque<Output>,
     counters: Counters,
     pub(crate) costs: Costs,
+    /// Every picture, and how many images have it.
+    pictures: BTreeMap<String, usize>,
 }
 
 impl Control {
@@ -121,6 +146,8 @@ impl Control {
             now,
             jobs: BTreeMap::new(),
             members: BTreeMap::new(),
+            healths: Healths::new(),
+            rest_ends: BTreeSet::new(),
             attempts: BTreeMap::new(),
             rifts: Rifts::default(),
             queue: Queue::default(),
@@ -132,6 +159,7 @@ impl Control {
             outputs: VecDeque::new(),
             counters: Counters::default(),
             costs: Costs::default(),
+            pictures: BTreeMap::new(),
         };
         let (jobs, others): (Vec<_>, Vec<_>) =
             records.into_iter().partition(|record| matches!(record, Record::Job { .. }));
@@ -171,16 +199,17 @@ impl Control {
         let attempt = attempt.filter(|attempt| image.phase == Phase::Running && image.epoch == Some(attempt.epoch));
         if let Some(job) = self.jobs.get_mut(&id.job) {
             job.revision = job.revision.max(revision);
-            if let Some(restored) = job.images.get_mut(id.image.0 as usize) {
+            job.change(id.image, |restored| {
                 // Times of another run of the clock mean nothing.
                 *restored = Image { not_before: Millis(0), ..image };
                 if attempt.is_none() && restored.phase == Phase::Running {
                     (restored.phase, restored.epoch) = (Phase::Queued, None);
                 }
-            }
+            });
         }
         if let Some(mut attempt) = attempt {
             attempt.reattaching = Some((BTreeSet::new(), self.now + self.config.reattach_ms));
+            attempt.progress_at = self.now;
             self.attempts.insert(attempt.epoch, attempt);
         }
         self.enter(id);
@@ -196,12 +225,9 @@ impl Control {
         self.jobs.values()
     }
 
-    /// Those of `sha256` that are an image's picture.
-    pub fn referred_to<'a>(&self, sha256: &'a [String]) -> BTreeSet<&'a str> {
-        let named: BTreeSet<&str> = sha256.iter().map(String::as_str).collect();
-        let images = self.jobs.values().flat_map(|job| &job.images);
-        let found = images.filter_map(|image| named.get(image.artifact.as_ref()?.sha256.as_str()));
-        found.copied().collect()
+    /// Whether a picture is one of an image that is done.
+    pub fn has_picture(&self, sha256: &str) -> bool {
+        self.pictures.contains_key(sha256)
     }
 
     /// An attempt that is on.
@@ -219,7 +245,12 @@ impl Control {
         self.members.iter().map(|(worker, member)| {
             let left_ms = member.lease_until.0.saturating_sub(self.now.0);
             let silent_ms = self.config.lease_ttl_ms.saturating_sub(left_ms);
-            MemberView { worker: worker.clone(), state: member.state(), session: member.session, silent_ms }
+            let rests = self.healths.get(worker).is_some_and(|health| health.is_quarantined(self.now));
+            let state = match member.state() {
+                MemberState::Idle if rests => MemberState::Quarantined,
+                state => state,
+            };
+            MemberView { worker: worker.clone(), state, session: member.session, silent_ms }
         })
     }
 
@@ -253,11 +284,12 @@ impl Control {
                 false
             }
             Input::Join { worker, session, hello } => self.join(worker, session, hello),
-            Input::Heartbeat { worker, session } => {
-                self.renew(&worker, session);
+            Input::Heartbeat { worker, session, work } => self.heartbeat(&worker, session, work),
+            Input::Left { worker, session } => {
+                self.disconnected(&worker, session);
                 false
             }
-            Input::Left { worker, session } => {
+            Input::Leave { worker, session } => {
                 let is_in = self.members.get(&worker).is_some_and(|member| member.session == session);
                 if is_in {
                     self.lose(&worker);
@@ -271,7 +303,12 @@ impl Control {
                 }
                 None => false,
             },
-            Input::StepKept { epoch, n_steps_done } => self.step_kept(epoch, n_steps_done),
+            Input::StepKept { epoch, n_steps_done } => {
+                if self.step_kept(epoch, n_steps_done) {
+                    self.judge(epoch);
+                }
+                false
+            }
             Input::StepTaken { worker, session, epoch, rank: _, compute_ms } => {
                 if self.is_seated(&worker, session, epoch) {
                     self.step_taken(&worker, epoch, compute_ms);
@@ -282,7 +319,7 @@ impl Control {
             }
             Input::Decoding { worker, session, epoch } => {
                 if self.is_seated(&worker, session, epoch) {
-                    self.decoding(epoch);
+                    self.decoding(&worker, epoch);
                 }
                 false
             }
@@ -311,6 +348,11 @@ impl Control {
                 self.artifact_refused(epoch, message);
                 false
             }
+            Input::CheckpointLost { image, n_steps_done } => self.checkpoint_lost(&image, n_steps_done),
+            Input::PictureLost { image, sha256, message } => {
+                self.picture_lost(&image, &sha256, message);
+                false
+            }
         };
         if may_change_places {
             self.place();
@@ -325,8 +367,10 @@ impl Control {
             return;
         }
         self.queue.wake(self.now);
+        self.rest_ends = self.rest_ends.split_off(&(self.now + 1));
         self.expire();
         self.give_up_overdue();
+        self.give_up_stalled();
         self.place();
     }
 
@@ -338,11 +382,12 @@ impl Control {
     /// When [`Self::handle_timeout`] is due, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Millis> {
         let leases = self.members.values().map(|member| member.lease_until);
-        let attempts = self.attempts.values().filter_map(Attempt::due);
-        leases.chain(attempts).chain(self.queue.next_due()).min()
+        let attempts = self.attempts.values().flat_map(|attempt| [attempt.due(), self.stall_due(attempt)]).flatten();
+        leases.chain(attempts).chain(self.rest_ends.first().copied()).chain(self.queue.next_due()).min()
     }
 
-    pub(crate) fn image(&self, id: &ImageId) -> Option<&Image> {
+    /// One image.
+    pub fn image(&self, id: &ImageId) -> Option<&Image> {
         self.jobs.get(&id.job)?.image(id.image)
     }
 
@@ -358,9 +403,7 @@ impl Control {
             return;
         }
         self.leave(id);
-        if let Some(image) = self.jobs.get_mut(&id.job).and_then(|job| job.images.get_mut(id.image.0 as usize)) {
-            change(image);
-        }
+        self.jobs.get_mut(&id.job).and_then(|job| job.change(id.image, change));
         self.enter(id);
         self.tell(id);
     }
@@ -372,11 +415,17 @@ impl Control {
         if image.is_open() {
             self.n_open -= 1;
         }
+        if let Some(artifact) = &image.artifact {
+            release(&mut self.pictures, &artifact.sha256);
+        }
         if image.phase == Phase::Queued {
             let (need, turn) = (Need::of(&job.spec.model, image), (job.number, id.clone()));
             self.queue.remove(&need, &turn, image.not_before);
             if let Some(told) = self.told.get_mut(&need) {
                 told.remove(&turn);
+                if told.is_empty() {
+                    self.told.remove(&need);
+                }
             }
         }
     }
@@ -386,6 +435,9 @@ impl Control {
         let Some(image) = job.image(id.image) else { return };
         if image.is_open() {
             self.n_open += 1;
+        }
+        if let Some(artifact) = &image.artifact {
+            *self.pictures.entry(artifact.sha256.clone()).or_default() += 1;
         }
         if image.phase == Phase::Queued {
             let need = Need::of(&job.spec.model, image);
@@ -419,4 +471,15 @@ impl Control {
     pub(crate) fn put(&mut self, output: Output) {
         self.outputs.push_back(output);
     }
+}
+
+/// One image less has this picture. Whether none has it any more.
+pub(crate) fn release(pictures: &mut BTreeMap<String, usize>, sha256: &str) -> bool {
+    let Some(n_images) = pictures.get_mut(sha256) else { return true };
+    *n_images -= 1;
+    let is_last = *n_images == 0;
+    if is_last {
+        pictures.remove(sha256);
+    }
+    is_last
 }

@@ -1,6 +1,6 @@
 //! What happens to a farm, as the state machine hears of it: one closed enum.
 
-use plan::{ArtifactKind, Cause, Epoch, JobId, ModelFacts, Rank, RenderRequest, WorkerId};
+use plan::{ArtifactKind, Cause, Epoch, ImageId, JobId, ModelFacts, Rank, RenderRequest, WorkerId};
 
 use crate::job::ArtifactRef;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,10 @@ pub struct Hello {
     pub address: String,
     /// Arithmetic it does in a second.
     pub flop_per_s: f64,
+    /// Memory that one picture may take beside the weights, if the worker can tell.
+    pub memory_bytes: Option<u64>,
+    /// Bytes of a value in that memory.
+    pub value_bytes: u64,
     /// The part it is at, if it was given one before.
     pub running: Option<Running>,
 }
@@ -52,6 +56,19 @@ pub struct Running {
     pub epoch: Epoch,
     /// Its seat there.
     pub rank: Rank,
+    /// Whether it makes pixels of the last step.
+    pub is_decoding: bool,
+}
+
+/// What a rank's thread was doing when its worker last spoke of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// The attempt.
+    pub epoch: Epoch,
+    /// Grows with every small part of the work that is done.
+    pub progress: u64,
+    /// Whether it waits for another rank or for the coordinator.
+    pub waits: bool,
 }
 
 /// What happened.
@@ -68,10 +85,12 @@ pub enum Input {
     Delete { job: JobId, reply: ReplyId },
     /// A worker opens a session.
     Join { worker: WorkerId, session: SessionId, hello: Hello },
-    /// A worker is alive.
-    Heartbeat { worker: WorkerId, session: SessionId },
-    /// A session is closed.
+    /// A worker is alive, and this is what its rank's thread does, if it has one.
+    Heartbeat { worker: WorkerId, session: SessionId, work: Option<Work> },
+    /// A session is closed: its worker may be back in a moment.
     Left { worker: WorkerId, session: SessionId },
+    /// A worker leaves for good, whatever it holds.
+    Leave { worker: WorkerId, session: SessionId },
     /// A worker wants to leave at the next step boundary.
     Drain { worker: WorkerId, session: SessionId },
     /// All rows behind a step are kept.
@@ -86,6 +105,10 @@ pub enum Input {
     Finished { worker: WorkerId, session: SessionId, epoch: Epoch, artifact: ArtifactRef },
     /// A rank gave up; with `blamed`, it waited for that rank in vain.
     Failed { worker: WorkerId, session: SessionId, epoch: Epoch, cause: Cause, message: String, blamed: Option<Rank> },
+    /// The checkpoint an image would go on from is lost; the newest whole one has `n_steps_done` steps, 0 if none is left.
+    CheckpointLost { image: ImageId, n_steps_done: usize },
+    /// The picture of a finished image is missing or damaged.
+    PictureLost { image: ImageId, sha256: String, message: String },
     /// The picture or a checkpoint of it could not be kept yet; its worker tries again.
     ArtifactRefused { epoch: Epoch, message: String },
 }

@@ -1,6 +1,6 @@
 //! A job and its images: what was asked, how far it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plan::{ArtifactKind, Epoch, ImageId, ImageIdx, JobId, Millis, RenderRequest, WorkerId};
 
@@ -48,6 +48,12 @@ pub struct Job {
     pub revision: u64,
     /// Its images.
     pub images: Vec<Image>,
+    /// How many images are in each phase.
+    #[serde(skip)]
+    counts: BTreeMap<Phase, usize>,
+    /// Whether a step of one of its images was kept: then a failure is more likely the worker's than the job's.
+    #[serde(skip)]
+    pub(crate) has_worked: bool,
 }
 
 /// One image of a job.
@@ -76,6 +82,9 @@ pub struct Image {
     /// Workers whose program went wrong at it, so far.
     #[serde(default)]
     pub n_bugs: u32,
+    /// Attempts that failed since the last step forward, whoever is to blame.
+    #[serde(default)]
+    pub n_tries: u32,
     /// Stops to split it anew by speed, so far.
     pub n_resplits: u32,
     /// Whom to spare it, if there are others.
@@ -97,13 +106,38 @@ impl Phase {
 impl Job {
     pub(crate) fn new(id: JobId, number: u64, request_id: String, spec: JobSpec) -> Self {
         let images = vec![Image::new(); spec.count as usize];
-        Self { id, request_id, number, spec, revision: 1, images }
+        let counts = BTreeMap::from([(Phase::Queued, images.len())]);
+        Self { id, request_id, number, spec, revision: 1, images, counts, has_worked: false }
+    }
+
+    /// Changes an image, and keeps count. `None` if there is none of that number.
+    pub(crate) fn change(&mut self, image: ImageIdx, change: impl FnOnce(&mut Image)) -> Option<()> {
+        let image = self.images.get_mut(image.0 as usize)?;
+        let before = image.phase;
+        change(image);
+        let after = image.phase;
+        self.has_worked |= image.n_steps_done > 0;
+        if let Some(n) = self.counts.get_mut(&before) {
+            *n = n.saturating_sub(1);
+        }
+        *self.counts.entry(after).or_default() += 1;
+        Some(())
+    }
+
+    /// How many images are in a phase.
+    pub fn n_in(&self, phase: Phase) -> usize {
+        self.counts.get(&phase).copied().unwrap_or(0)
+    }
+
+    /// Whether an image waits or is being made.
+    pub fn is_open(&self) -> bool {
+        self.n_in(Phase::Queued) + self.n_in(Phase::Running) > 0
     }
 
     /// Where the job is: running or queued while an image is, then failed if one failed, cancelled if one was.
     pub fn phase(&self) -> Phase {
-        let any = |phase| self.images.iter().any(|image| image.phase == phase);
-        let begun = self.images.iter().any(|image| image.phase != Phase::Queued);
+        let any = |phase| self.n_in(phase) > 0;
+        let begun = self.n_in(Phase::Queued) < self.images.len();
         match () {
             () if any(Phase::Running) || (any(Phase::Queued) && begun) => Phase::Running,
             () if any(Phase::Queued) => Phase::Queued,
@@ -149,6 +183,7 @@ impl Image {
             n_losses: 0,
             n_not_finite: 0,
             n_bugs: 0,
+            n_tries: 0,
             n_resplits: 0,
             avoid: BTreeSet::new(),
             not_before: Millis(0),

@@ -12,6 +12,7 @@
 mod attempt;
 mod control;
 mod demand;
+mod health;
 mod input;
 mod job;
 mod member;
@@ -24,7 +25,7 @@ mod rift;
 pub use attempt::Attempt;
 pub use control::{Config, Control, Counters};
 pub use demand::Demand;
-pub use input::{Hello, Input, JobSpec, ReplyId, Running, SessionId};
+pub use input::{Hello, Input, JobSpec, ReplyId, Running, SessionId, Work};
 pub use job::{ArtifactRef, Image, Job, Phase};
 pub use member::{MemberState, MemberView};
-pub use output::{ControlError, Event, Output, Record};
+pub use output::{ControlError, Event, Expelled, Output, Record};

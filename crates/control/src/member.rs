@@ -13,6 +13,8 @@ pub enum MemberState {
     Busy,
     /// Its last image, or nothing any more.
     Draining,
+    /// Nothing for a while, after failures in a row or while a thread of it does not end.
+    Quarantined,
 }
 
 /// A worker as others may see it.
@@ -39,6 +41,45 @@ pub(crate) struct Member {
     pub(crate) epoch: Option<Epoch>,
     /// Arithmetic in a second; the probe's until steps were measured.
     pub(crate) speed: f64,
+    /// Whether its session is open. Without one it keeps its seat for a moment and is given nothing.
+    pub(crate) is_connected: bool,
+    /// Whether a rank of it made no progress and its thread has not ended.
+    pub(crate) is_stuck: bool,
+    /// What its rank's thread said of itself.
+    pub(crate) progress: Progress,
+}
+
+/// How far a rank's thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// As the worker counts it.
+    n_done: u64,
+    /// When it last grew, or when the thread last waited for others.
+    pub(crate) at: Millis,
+    /// Whether it waits for another rank or the coordinator.
+    pub(crate) waits: bool,
+}
+
+impl Progress {
+    /// Of a rank that begins at `now`.
+    pub(crate) fn new(now: Millis) -> Self {
+        Self { n_done: 0, at: now, waits: false }
+    }
+
+    /// Takes in what the worker says. Whether there is progress.
+    pub(crate) fn heard(&mut self, n_done: u64, waits: bool, now: Millis) -> bool {
+        let has_grown = n_done != self.n_done;
+        if has_grown || waits {
+            self.at = now;
+        }
+        (self.n_done, self.waits) = (n_done, waits);
+        has_grown
+    }
+
+    /// A step or the picture came out of it.
+    pub(crate) fn stepped(&mut self, now: Millis) {
+        (self.at, self.waits) = (now, false);
+    }
 }
 
 impl Member {
@@ -69,13 +110,14 @@ impl Member {
 
     /// Whether it could be given work.
     pub(crate) fn is_free(&self) -> bool {
-        self.epoch.is_none() && !self.is_draining
+        self.epoch.is_none() && !self.is_draining && self.is_connected && !self.is_stuck
     }
 
     pub(crate) fn state(&self) -> MemberState {
         match self.epoch {
             _ if self.is_draining => MemberState::Draining,
             Some(_) => MemberState::Busy,
+            None if self.is_stuck => MemberState::Quarantined,
             None => MemberState::Idle,
         }
     }

@@ -18,9 +18,11 @@ pub enum Output {
     /// A worker is in.
     Welcome { worker: WorkerId, session: SessionId, lease_ttl_ms: u64 },
     /// A worker is not wanted; its session ends.
-    Refuse { session: SessionId, reason: String },
-    /// A lease ended; its session ends, if it is still open.
-    Expel { worker: WorkerId, session: SessionId },
+    Refuse { worker: WorkerId, session: SessionId, reason: String },
+    /// A session is over, if it is still open.
+    Expel { worker: WorkerId, session: SessionId, why: Expelled },
+    /// A worker failed again and again, and is given nothing for a while.
+    Quarantine { worker: WorkerId, for_ms: u64, message: String },
     /// A part to do.
     Assign { worker: WorkerId, session: SessionId, assignment: Box<Assignment> },
     /// A part to drop at once.
@@ -31,10 +33,19 @@ pub enum Output {
     Drained { worker: WorkerId, session: SessionId },
     /// The rows of this image are not needed any more.
     DropCheckpoint { image: ImageId },
-    /// Delete what was written down of a job, and behind that its pictures, unless another image has the same.
+    /// Delete what was written down of a job, then the pictures that no other image has.
     Forget { job: JobId, n_images: u32, artifacts: Vec<String> },
     /// Tell those who watch.
     Event(Box<Event>),
+}
+
+/// Why a session is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expelled {
+    /// Its worker was silent for too long.
+    LeaseEnded,
+    /// Its worker opened another.
+    Replaced,
 }
 
 /// What survives a restart: each record replaces the one of the same key.

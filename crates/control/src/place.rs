@@ -2,19 +2,24 @@
 //!
 //! When to stop an attempt for a better split is in `place/stop.rs`.
 
+use std::collections::BTreeSet;
+
 use plan::{Assignment, Epoch, ImageId, JobId, Mesh, ModelFacts, Peer, Rank, WorkerId};
 
 use crate::attempt::Attempt;
 use crate::control::Control;
+use crate::health::Health;
 use crate::job::Phase;
-use crate::member::Member;
+use crate::member::{Member, Progress};
 use crate::output::{Output, Record};
-use crate::queue::{Need, Turn};
+use crate::queue::{Need, Queue, Turn};
 
 mod stop;
 
 /// Images of one need that are told what they wait for: all would be a flood, and the queue moves them up.
 const MOST_TOLD: usize = 16;
+/// Images that were tried and wait for another worker than those that are free: so many are looked at, no more.
+const MOST_PASSED_OVER: usize = 64;
 
 /// An image and who is to make it.
 struct Team {
@@ -33,30 +38,19 @@ impl Control {
     }
 
     fn assign_waiting(&mut self) {
-        let mut free: Vec<WorkerId> = {
-            let mut free: Vec<_> = self.members.iter().filter(|(_, member)| member.is_free()).collect();
-            // Fastest first; names decide between equals.
-            free.sort_by(|a, b| b.1.speed.total_cmp(&a.1.speed).then(a.0.cmp(b.0)));
-            free.into_iter().map(|(worker, _)| worker.clone()).collect()
-        };
+        let free = self.free_members();
         if free.is_empty() {
             return;
         }
-        let mut teams: Vec<Team> = Vec::new();
-        let meets =
-            |need: &Need, worker: &WorkerId| self.members.get(worker).is_some_and(|member| need.is_met_by(member));
-        let mut queues: Vec<_> = self.queue.ready().map(|(need, turns)| (need, turns.iter())).collect();
-        loop {
-            // A queue nobody who is free can serve need not be walked.
-            queues.retain(|(need, turns)| turns.len() > 0 && free.iter().any(|worker| meets(need, worker)));
-            let next = queues.iter_mut().min_by_key(|(_, turns)| turns.clone().next());
-            let Some((need, Some((_, image)))) = next.map(|(need, turns)| (*need, turns.next())) else { break };
-            if let Some(worker) = self.worker_for(image, need, &free) {
-                free.retain(|other| *other != worker);
-                teams.push(Team { image: image.clone(), need: need.clone(), workers: vec![worker] });
+        // Who failed and has done nothing well since is given what is left: an image fails sooner than it is made.
+        let is_suspect = |worker: &WorkerId| self.healths.get(worker).is_some_and(Health::is_suspect);
+        let (suspects, mut free): (Vec<WorkerId>, Vec<WorkerId>) = free.into_iter().partition(is_suspect);
+        let mut teams = self.teams_of(&mut free);
+        for worker in suspects {
+            if let Some((need, image)) = self.image_for_suspect(&worker, &teams) {
+                teams.push(Team { image, need, workers: vec![worker] });
             }
         }
-        drop(queues);
         // Who is left joins the team that is weakest.
         let speed = |worker: &WorkerId| self.members.get(worker).map_or(1.0, |member| member.speed);
         for worker in free {
@@ -72,25 +66,97 @@ impl Control {
         }
     }
 
-    /// The fastest of the free that can serve an image; one that failed at it only if there is no other in the farm.
-    fn worker_for(&self, image: &ImageId, need: &Need, free: &[WorkerId]) -> Option<WorkerId> {
-        let avoid = &self.image(image)?.avoid;
-        let serves = |worker: &&WorkerId| self.members.get(*worker).is_some_and(|member| need.is_met_by(member));
-        let is_spared = |worker: &&WorkerId| avoid.contains(*worker);
-        let is_there_another = || {
-            let stays = |(_, member): &(&WorkerId, &Member)| !member.is_draining && need.is_met_by(member);
-            self.members.iter().filter(stays).any(|(worker, _)| !avoid.contains(worker))
+    /// Members that may be given work, fastest first; names decide between equals.
+    fn free_members(&self) -> Vec<WorkerId> {
+        let may_work = |(worker, member): &(&WorkerId, &Member)| {
+            member.is_free() && self.healths.get(*worker).is_none_or(|health| health.rests_until <= self.now)
         };
-        match free.iter().filter(serves).find(|worker| !is_spared(worker)) {
-            None if !avoid.is_empty() && is_there_another() => None,
-            None => free.iter().find(serves).cloned(),
-            found => found.cloned(),
+        let mut free: Vec<_> = self.members.iter().filter(may_work).collect();
+        free.sort_by(|a, b| b.1.speed.total_cmp(&a.1.speed).then(a.0.cmp(b.0)));
+        free.into_iter().map(|(worker, _)| worker.clone()).collect()
+    }
+
+    /// The first images of the queue, each with one of the free, who are taken out of `free`.
+    fn teams_of(&self, free: &mut Vec<WorkerId>) -> Vec<Team> {
+        let mut teams: Vec<Team> = Vec::new();
+        let meets =
+            |need: &Need, worker: &WorkerId| self.members.get(worker).is_some_and(|member| need.is_met_by(member));
+        let mut queues: Vec<_> = self.queue.ready().map(|(need, turns)| (need, turns.iter())).collect();
+        let mut n_passed_over = 0;
+        loop {
+            // A queue nobody who is free can serve need not be walked, nor images without end that wait for others.
+            queues.retain(|(need, turns)| {
+                turns.len() > 0
+                    && (!need.is_tried || n_passed_over < MOST_PASSED_OVER)
+                    && free.iter().any(|worker| meets(need, worker))
+            });
+            let next = queues.iter_mut().min_by_key(|(_, turns)| turns.clone().next());
+            let Some((need, Some((_, image)))) = next.map(|(need, turns)| (*need, turns.next())) else { break };
+            match self.worker_for(image, need, free) {
+                Some(worker) => {
+                    free.retain(|other| *other != worker);
+                    teams.push(Team { image: image.clone(), need: need.clone(), workers: vec![worker] });
+                }
+                None => n_passed_over += 1,
+            }
         }
+        teams
+    }
+
+    /// Who is to make an image: of the free that can, the fastest. One that was tried is kept for a worker known to be
+    /// well, and from those that failed at it, as long as there are others.
+    fn worker_for(&self, image: &ImageId, need: &Need, free: &[WorkerId]) -> Option<WorkerId> {
+        let serves = |worker: &WorkerId| self.members.get(worker).is_some_and(|member| need.is_met_by(member));
+        if !need.is_tried {
+            return free.iter().find(|worker| serves(worker)).cloned();
+        }
+        let avoid = &self.image(image)?.avoid;
+        let is_proven = |worker: &WorkerId| self.healths.get(worker).is_some_and(Health::is_proven);
+        let is_fresh = |worker: &&WorkerId| serves(worker) && !avoid.contains(*worker);
+        if let Some(worker) = free.iter().filter(is_fresh).find(|worker| is_proven(worker)) {
+            return Some(worker.clone());
+        }
+        let rests = |worker: &WorkerId| self.healths.get(worker).is_some_and(|health| health.is_quarantined(self.now));
+        let mut others = self.members.iter().filter(|(worker, member)| {
+            !member.is_draining && need.is_met_by(member) && !avoid.contains(*worker) && !rests(worker)
+        });
+        // Who is at work may turn out to be well.
+        if others.any(|(worker, member)| is_proven(worker) || member.epoch.is_some()) {
+            return None;
+        }
+        free.iter().find(is_fresh).or_else(|| free.iter().find(|worker| serves(worker))).cloned()
+    }
+
+    /// What a worker is given that failed and has done nothing well since: an image of a job it has not failed at, which
+    /// tells whether it is the worker or the job; else one it has not failed at; else any that nobody else can try.
+    fn image_for_suspect(&self, worker: &WorkerId, teams: &[Team]) -> Option<(Need, ImageId)> {
+        let (member, health) = (self.members.get(worker)?, self.healths.get(worker)?);
+        let is_taken = |image: &ImageId| teams.iter().any(|team| team.image == *image);
+        let candidates = |(need, turns): (&'_ Need, &'_ BTreeSet<Turn>)| {
+            let after_failed = health.failed_jobs().iter().map(|job| Queue::after_job(*job));
+            let after_failed = after_failed.flat_map(|start| turns.range(start..).take(MOST_PASSED_OVER));
+            let first = turns.iter().take(MOST_PASSED_OVER).chain(after_failed);
+            let preferred = first.filter(|(_, image)| !is_taken(image)).min_by_key(|turn| {
+                let has_failed_at = self.image(&turn.1).is_none_or(|image| image.avoid.contains(worker));
+                (health.failed_jobs().contains(&turn.0), has_failed_at, *turn)
+            });
+            preferred.map(|turn| (need.clone(), turn.clone()))
+        };
+        let met = self.queue.ready().filter(|(need, _)| need.is_met_by(member));
+        let alone = [worker.clone()];
+        let may_try = |(need, (_, image)): &(Need, Turn)| self.worker_for(image, need, &alone).is_some();
+        let preferred = met
+            .filter_map(candidates)
+            .filter(may_try)
+            .min_by_key(|(need, turn)| (health.failed_jobs().contains(&turn.0), need.is_tried, turn.clone()));
+        preferred.map(|(need, (_, image))| (need, image))
     }
 
     /// Whether a worker may work together with a team: the same weights, bytes that are equal, and nothing between them.
     fn may_join(&self, team: &Team, worker: &WorkerId) -> bool {
-        let is_spared = self.image(&team.image).is_none_or(|image| image.avoid.contains(worker));
+        // A value that is not finite may come from any of a team: who is alone with it gives itself away.
+        let is_spared =
+            self.image(&team.image).is_none_or(|image| image.n_not_finite > 0 || image.avoid.contains(worker));
         let first = team.workers.first().and_then(|first| self.members.get(first));
         let model = &team.need.model;
         let is_parted = self.rifts.part(worker, &team.workers, self.now);
@@ -99,7 +165,7 @@ impl Control {
             && first.zip(self.members.get(worker)).is_some_and(|(first, other)| first.equals(other, model))
     }
 
-    fn facts<'a>(&self, id: &ImageId, member: &'a Member) -> Option<&'a ModelFacts> {
+    pub(crate) fn facts<'a>(&self, id: &ImageId, member: &'a Member) -> Option<&'a ModelFacts> {
         member.facts(&self.jobs.get(&id.job)?.spec.model)
     }
 
@@ -123,8 +189,8 @@ impl Control {
         let mut team: Vec<(f64, WorkerId)> = team.iter().map(|worker| (self.speed(worker), worker.clone())).collect();
         team.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let speeds: Vec<f64> = team.iter().map(|(speed, _)| *speed).collect();
-        let grid = request.size.latent(facts.vae_factor).tokens();
-        let choice = Mesh::choose(grid, facts.kv_ratio, request.is_guided(), &speeds);
+        let grid = request.size.latent(facts.vae_factor()).tokens();
+        let choice = Mesh::choose(grid, facts.kv_ratio(), request.is_guided(), &speeds);
         let seats: Vec<WorkerId> = choice.seats.iter().map(|seat| team[*seat].1.clone()).collect();
 
         let epoch = self.next_epoch;
@@ -136,7 +202,7 @@ impl Control {
         let incarnation = |worker| self.members.get(worker).map(|member| member.hello.incarnation.clone());
         let incarnations = seats.iter().map(|worker| incarnation(worker).unwrap_or_default()).collect();
         let who = (seats.clone(), incarnations);
-        let mut attempt = Attempt::new(epoch, id.clone(), choice.mesh.clone(), who, n_steps_done);
+        let mut attempt = Attempt::new(epoch, id.clone(), choice.mesh.clone(), who, n_steps_done, self.now);
         let others = team.into_iter().map(|(_, worker)| worker).filter(|worker| !seats.contains(worker));
         attempt.passed_over = others.collect();
         for worker in &attempt.passed_over {
@@ -148,6 +214,7 @@ impl Control {
         for worker in &seats {
             if let Some(member) = self.members.get_mut(worker) {
                 member.epoch = Some(epoch);
+                member.progress = Progress::new(self.now);
             }
         }
         let (turn, need) = (self.turn(id), self.need(id));

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plan::{ImageId, Millis};
+use plan::{ImageId, ImageIdx, JobId, Millis};
 
 use crate::job::Image;
 use crate::member::Member;
@@ -16,6 +16,8 @@ pub(crate) struct Need {
     pub(crate) model: String,
     /// Once it has steps done, it goes on only with what it began with.
     pub(crate) begun: Option<Begun>,
+    /// Whether an attempt failed since its last step: it is given to a worker that is known to be well, if there is one.
+    pub(crate) is_tried: bool,
 }
 
 /// What the steps of an image were made with.
@@ -30,7 +32,7 @@ impl Need {
         let begun = image.numeric_class.clone().zip(image.weights_sha256.clone());
         let begun = begun.filter(|_| image.n_steps_done > 0);
         let begun = begun.map(|(numeric_class, weights_sha256)| Begun { numeric_class, weights_sha256 });
-        Self { model: model.to_owned(), begun }
+        Self { model: model.to_owned(), begun, is_tried: image.n_tries > 0 }
     }
 
     /// Whether a member has it.
@@ -70,6 +72,11 @@ impl Queue {
                 self.ready.remove(need);
             }
         }
+    }
+
+    /// Before every image of the jobs after the one of this number.
+    pub(crate) fn after_job(number: u64) -> Turn {
+        (number.saturating_add(1), ImageId { job: JobId(String::new()), image: ImageIdx(0) })
     }
 
     /// Images whose time has come are ready.

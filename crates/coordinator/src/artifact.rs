@@ -51,6 +51,7 @@ impl Artifacts {
     }
 
     /// The names of all pictures.
+    #[cfg(test)]
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_name(name)).collect()

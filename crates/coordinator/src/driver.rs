@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use control::{Control, ControlError, Event, Input, Output, ReplyId, SessionId};
+use control::{Control, ControlError, Event, Expelled, Input, Output, ReplyId, SessionId};
 use plan::JobId;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
@@ -106,9 +106,6 @@ pub(crate) struct Driver {
     persistence: Persistence,
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
-    /// Pictures that were there at the start: those no image has go with the next job that is deleted. Until then a worker
-    /// may still say that one of them is its own.
-    found: Vec<String>,
     courses: Courses,
     clock: Clock,
     inbox: mpsc::Receiver<(Instant, Message)>,
@@ -130,14 +127,12 @@ impl Driver {
         let (inbox, messages) = mpsc::channel(INBOX);
         let desk = Desk { inbox, events: broadcast::Sender::new(EVENTS), next_id: Arc::new(AtomicU64::new(1)) };
         let (sessions, answers) = (BTreeMap::new(), BTreeMap::new());
-        let found = artifacts.names();
         let hung_up = Vec::new();
         Self {
             control,
             persistence,
             checkpoints,
             artifacts,
-            found,
             courses,
             clock,
             inbox: messages,
@@ -252,14 +247,20 @@ impl Driver {
             Output::Welcome { session, lease_ttl_ms, .. } => {
                 self.order(session, Order::Welcome(v1::Welcome { lease_ttl_ms }));
             }
-            Output::Refuse { session, reason } => {
-                tracing::warn!(reason, "a worker was refused");
+            Output::Refuse { worker, session, reason } => {
+                tracing::warn!(%worker, reason, "a worker was refused");
                 self.order(session, Order::Refused(v1::Refused { reason }));
                 closed.insert(session);
             }
-            Output::Expel { worker, session } => {
-                tracing::warn!(%worker, "its lease ended");
+            Output::Expel { worker, session, why } => {
+                match why {
+                    Expelled::LeaseEnded => tracing::warn!(%worker, "its lease ended"),
+                    Expelled::Replaced => tracing::info!(%worker, "opened another session"),
+                }
                 closed.insert(session);
+            }
+            Output::Quarantine { worker, for_ms, message } => {
+                tracing::warn!(%worker, for_ms, message, "is given no work for a while: it failed again and again");
             }
             Output::Assign { worker, session, assignment } => {
                 tracing::info!(
@@ -285,8 +286,7 @@ impl Driver {
             }
             Output::Forget { job, artifacts: names, .. } => {
                 tracing::info!(%job, n_pictures = names.len(), "forgotten");
-                let found = std::mem::take(&mut self.found);
-                self.remove_unless_referred_to(&[names, found].concat());
+                names.iter().for_each(|name| self.artifacts.remove(name));
             }
             Output::Event(event) => {
                 tracing::debug!(
@@ -296,13 +296,6 @@ impl Driver {
                 drop(self.desk.events.send(Arc::from(event)));
             }
         }
-    }
-
-    /// Removes pictures that no image has. One that is about to be an image's may be among them: see
-    /// [`Self::without_picture`].
-    fn remove_unless_referred_to(&self, names: &[String]) {
-        let kept = self.control.referred_to(names);
-        names.iter().filter(|name| !kept.contains(name.as_str())).for_each(|name| self.artifacts.remove(name));
     }
 
     /// What a worker finished counts if its picture is there; one that is not was the same as a deleted job's, or was lost.

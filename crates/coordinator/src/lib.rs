@@ -56,8 +56,19 @@ pub struct Config {
     pub store: PathBuf,
     /// Folder of finished pictures.
     pub artifacts: PathBuf,
+    /// How long workers are waited for.
+    pub patience: Patience,
+}
+
+/// How long workers are waited for, and how often an image is tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
     /// How long a lease lasts without a heartbeat.
     pub lease_ttl_ms: u64,
+    /// Least time without progress after which a rank is taken to hang.
+    pub stall_ms: u64,
+    /// Failed attempts without a step forward before an image fails; a farm's own number if it is not said.
+    pub most_tries: Option<u32>,
 }
 
 /// A coordinator, ready to serve.
@@ -81,17 +92,21 @@ impl Coordinator {
         let artifacts = Arc::new(Artifacts::open(config.artifacts.clone())?);
         let (persistence, mut records) = Persistence::load(store)?;
         checkpoints.check(&mut records)?;
+        let (usual, lease_ttl_ms) = (control::Config::default(), config.patience.lease_ttl_ms);
         let machine = control::Config {
-            lease_ttl_ms: config.lease_ttl_ms,
-            reattach_ms: 3 * config.lease_ttl_ms,
-            ..Default::default()
+            lease_ttl_ms,
+            reattach_ms: 3 * lease_ttl_ms,
+            reconnect_ms: usual.reconnect_ms.min(lease_ttl_ms / 3),
+            stall_ms: config.patience.stall_ms,
+            most_tries: config.patience.most_tries.unwrap_or(usual.most_tries),
+            ..usual
         };
         let control = Control::new(machine, records, Millis(0));
         let listener = TcpListener::bind(config.listen).await;
         let listener =
             listener.with_context(|| format!("listen on {}: choose another with --listen", config.listen))?;
         let metrics = Metrics::register(registry).context("make metrics")?;
-        let clock = Clock::new(Instant::now(), config.lease_ttl_ms);
+        let clock = Clock::new(Instant::now(), lease_ttl_ms);
         let courses = Courses::new(metrics.clone());
         let kept = (Arc::clone(&checkpoints), Arc::clone(&artifacts));
         let driver = Driver::new(control, persistence, kept, courses, clock);

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use control::{ArtifactRef, Hello, Input, Running, SessionId};
+use control::{ArtifactRef, Hello, Input, Running, SessionId, Work};
 use plan::{Epoch, ModelFacts, Rank, WorkerId};
 use tonic::{Code, Status};
 use wire::v1::session_request::Message as Report;
@@ -55,13 +55,14 @@ pub(crate) fn hello(mut join: v1::Join, from: Option<Origin>) -> Result<(WorkerI
         let message = format!("{} models: offer at most {MOST_MODELS}", join.models.len());
         return Err(refused("MODEL", message, "models"));
     }
-    let models = join.models.iter().map(convert::model_facts).collect::<Result<Vec<_>, _>>();
+    let models = join.models.iter().map(wire::model_facts::model_facts).collect::<Result<Vec<_>, _>>();
     let models = models.map_err(|error| refused("MODEL", error.to_string(), "models"))?;
     if let Some(message) = models.iter().find_map(why_no_model) {
         return Err(refused("MODEL", message, "models"));
     }
     let running = join.running.and_then(|running| {
-        Some(Running { epoch: Epoch(running.epoch), rank: Rank(u16::try_from(running.rank).ok()?) })
+        let (epoch, rank) = (Epoch(running.epoch), Rank(u16::try_from(running.rank).ok()?));
+        Some(Running { epoch, rank, is_decoding: running.is_decoding })
     });
     let hello = Hello {
         version: join.version,
@@ -70,6 +71,8 @@ pub(crate) fn hello(mut join: v1::Join, from: Option<Origin>) -> Result<(WorkerI
         models,
         address: join.address,
         flop_per_s: if join.flop_per_s.is_finite() { join.flop_per_s } else { 0.0 },
+        memory_bytes: (join.memory_bytes > 0).then_some(join.memory_bytes),
+        value_bytes: join.value_bytes.clamp(1, 8).into(),
         running,
     };
     Ok((WorkerId(name), hello))
@@ -134,7 +137,11 @@ pub(crate) fn input_of(report: Report, worker: &WorkerId, session: SessionId) ->
     let worker = worker.clone();
     Some(match report {
         Report::Join(_) => return None,
-        Report::Heartbeat(_) => Input::Heartbeat { worker, session },
+        Report::Heartbeat(heartbeat) => {
+            let work = |work: v1::Work| Work { epoch: Epoch(work.epoch), progress: work.progress, waits: work.waits };
+            Input::Heartbeat { worker, session, work: heartbeat.work.map(work) }
+        }
+        Report::Leave(_) => Input::Leave { worker, session },
         Report::Drain(_) => Input::Drain { worker, session },
         Report::StepTaken(taken) => {
             let (epoch, rank) = (Epoch(taken.epoch), Rank(u16::try_from(taken.rank).ok()?));
@@ -162,7 +169,8 @@ mod tests {
     use super::*;
 
     fn join(change: impl FnOnce(&mut v1::Join)) -> v1::Join {
-        let model = v1::ModelFacts { name: "demo".into(), weights_sha256: "ab".repeat(32), kv_ratio: 1, vae_factor: 8 };
+        let spec = Some((&plan::ModelSpec::pixart_sigma_xl2()).into());
+        let model = v1::ModelFacts { name: "demo".into(), weights_sha256: "ab".repeat(32), spec };
         let mut join = v1::Join {
             worker: "a".into(),
             address: "http://10.0.0.7:7480".into(),

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Config, Coordinator};
+use crate::{Config, Coordinator, Patience};
 
 /// Where a coordinator listens unless it is told otherwise.
 pub const LISTEN: &str = "127.0.0.1:7400";
@@ -47,10 +47,22 @@ pub struct CoordinatorArgs {
 /// How patient a coordinator is.
 #[derive(Debug, Args)]
 pub struct Lease {
-    /// A worker that is silent for this long has lost its work
+    /// Lease: a worker that is silent for longer loses its work
     #[arg(long, env = "FRESCO_LEASE_TTL_MS", value_name = "MS", default_value = "3000")]
     #[arg(value_parser = clap::value_parser!(u64).range(100..=600_000))]
     pub lease_ttl_ms: u64,
+
+    /// A worker whose work stands still for this long, and for ten of its steps, is taken to hang and loses it
+    #[arg(long, env = "FRESCO_STALL_MS", value_name = "MS", default_value = "60000")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1_000..=86_400_000))]
+    pub stall_ms: u64,
+}
+
+impl Lease {
+    /// As a coordinator is told it.
+    pub fn patience(&self) -> Patience {
+        Patience { lease_ttl_ms: self.lease_ttl_ms, stall_ms: self.stall_ms, most_tries: None }
+    }
 }
 
 /// Where a role tells how it is.
@@ -106,12 +118,8 @@ pub fn refuse_certificates() -> anyhow::Result<()> {
 pub async fn run(args: CoordinatorArgs, note: impl Fn(&str)) -> anyhow::Result<()> {
     refuse_certificates()?;
     let registry = telemetry::registry("coordinator").context("make metrics")?;
-    let config = Config {
-        listen: args.listen,
-        store: args.store,
-        artifacts: args.artifacts,
-        lease_ttl_ms: args.lease.lease_ttl_ms,
-    };
+    let config =
+        Config { listen: args.listen, store: args.store, artifacts: args.artifacts, patience: args.lease.patience() };
     let coordinator = Coordinator::build(config, &registry).await?;
     note(&format!("coordinating on http://{}", coordinator.address()?));
     if let Some(told) = telemetry::start(args.status.status, registry, coordinator.refresh()).await? {

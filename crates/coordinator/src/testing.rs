@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use control::{Control, Hello, Input, JobSpec, SessionId};
 use plan::{
-    ArtifactKind, Clean, Epoch, ImageIdx, ImageSize, JobId, Millis, ModelFacts, ModelId, RenderRequest, WorkerId,
+    ArtifactKind, Clean, Epoch, ImageIdx, ImageSize, JobId, Millis, ModelFacts, ModelId, ModelSpec, RenderRequest,
+    WorkerId,
 };
 use prometheus::Registry;
 use store::MemoryStore;
@@ -104,9 +105,11 @@ pub(crate) fn hello() -> Hello {
         version: control::Config::default().version,
         incarnation: "first".into(),
         numeric_class: "avx512".into(),
-        models: vec![ModelFacts { id, kv_ratio: 1, vae_factor: 8 }],
+        models: vec![ModelFacts { id, spec: ModelSpec::pixart_sigma_xl2() }],
         address: "http://10.0.0.7:7401".into(),
         flop_per_s: 1e9,
+        memory_bytes: None,
+        value_bytes: 4,
         running: None,
     }
 }

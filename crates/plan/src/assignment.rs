@@ -3,6 +3,7 @@
 use crate::id::{Epoch, ImageId, Rank, WorkerId};
 use crate::mesh::Mesh;
 use crate::request::RenderRequest;
+use crate::spec::ModelSpec;
 use serde::{Deserialize, Serialize};
 
 /// What the finished picture is written as.
@@ -27,14 +28,24 @@ pub struct ModelId {
 }
 
 /// What placing needs to know of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModelFacts {
     /// Which model.
     pub id: ModelId,
+    /// Depths and widths of its networks.
+    pub spec: ModelSpec,
+}
+
+impl ModelFacts {
     /// Token rows that compression keeps together, 1 without it.
-    pub kv_ratio: usize,
+    pub fn kv_ratio(&self) -> usize {
+        self.spec.dit.kv_compress.as_ref().map_or(1, |kv| kv.ratio)
+    }
+
     /// Pixels per latent cell.
-    pub vae_factor: usize,
+    pub fn vae_factor(&self) -> usize {
+        self.spec.vae.factor()
+    }
 }
 
 /// A seat's worker and where its peers reach it.

@@ -122,29 +122,15 @@ fn attention_values(spec: &VaeSpec, own_cells: u128, all_cells: u128) -> u128 {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use crate::geometry::RowRange;
-    use crate::spec::TextSpec;
 
     const GIB: u128 = 1 << 30;
     const LARGE: ImageSize = ImageSize { width_px: 4096, height_px: 4096 };
 
-    /// PixArt-Σ XL/2 with SDXL's decoder and T5-XXL.
-    pub(crate) fn xl() -> ModelSpec {
-        ModelSpec {
-            dit: DitSpec {
-                depth: 28,
-                heads: 16,
-                head_width: 72,
-                caption_width: 4096,
-                sample_cells: 128,
-                interpolation: 2.0,
-                kv_compress: None,
-            },
-            vae: VaeSpec::sdxl_family(&[128, 256, 512, 512], 2, 32),
-            text: TextSpec { width: 4096, depth: 24, vocabulary: 32_128 },
-        }
+    fn xl() -> ModelSpec {
+        ModelSpec::pixart_sigma_xl2()
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod assignment;
 pub mod exchange;
+pub mod flop;
 pub mod footprint;
 pub mod geometry;
 pub mod id;

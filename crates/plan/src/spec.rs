@@ -20,6 +20,23 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// PixArt-Σ XL/2 with SDXL's decoder and T5-XXL, as published for pictures of 1024².
+    pub fn pixart_sigma_xl2() -> Self {
+        Self {
+            dit: DitSpec {
+                depth: 28,
+                heads: 16,
+                head_width: 72,
+                caption_width: 4096,
+                sample_cells: 128,
+                interpolation: 2.0,
+                kv_compress: None,
+            },
+            vae: VaeSpec::sdxl_family(&[128, 256, 512, 512], 2, 32),
+            text: TextSpec { width: 4096, depth: 24, vocabulary: 32_128 },
+        }
+    }
+
     /// Passes if this model can render pictures of `size`.
     ///
     /// # Errors

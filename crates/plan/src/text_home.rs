@@ -45,7 +45,6 @@ impl TextHome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::footprint::tests::xl;
 
     const GIB: u64 = 1 << 30;
     const SIZE: ImageSize = ImageSize { width_px: 1024, height_px: 1024 };
@@ -55,7 +54,7 @@ mod tests {
         // T5-XXL in bf16; transformer and decoder in f32; 4 GiB of features of 2048² and the picture.
         let choose = |gib: u64, n_pictures| {
             let memory = HostMemory { free_bytes: gib * GIB, placed_bytes: 3 * GIB, is_computed_in: true, n_pictures };
-            TextHome::choose(&xl(), SIZE, 9 * GIB, memory)
+            TextHome::choose(&ModelSpec::pixart_sigma_xl2(), SIZE, 9 * GIB, memory)
         };
         assert_eq!(choose(16, 1), TextHome::Files);
         assert_eq!(choose(17, 1), TextHome::Memory);
@@ -67,7 +66,7 @@ mod tests {
     fn beside_a_gpu_only_the_finished_picture_needs_room() {
         let choose = |gib: u64| {
             let memory = HostMemory { free_bytes: gib * GIB, placed_bytes: 0, is_computed_in: false, n_pictures: 1 };
-            TextHome::choose(&xl(), SIZE, 9 * GIB, memory)
+            TextHome::choose(&ModelSpec::pixart_sigma_xl2(), SIZE, 9 * GIB, memory)
         };
         assert_eq!(choose(9), TextHome::Files);
         assert_eq!(choose(10), TextHome::Memory);

@@ -3,8 +3,8 @@
 //! What only one side says, that side converts.
 
 use plan::{
-    ArtifactKind, Assignment, Cause, Clean, Epoch, ImageId, ImageIdx, ImageSize, JobId, Mesh, MeshError, ModelFacts,
-    ModelId, Peer, Rank, RenderRequest, RequestError, RowRange, WorkerId,
+    ArtifactKind, Assignment, Cause, Clean, Epoch, ImageId, ImageIdx, ImageSize, JobId, Mesh, MeshError, ModelId, Peer,
+    Rank, RenderRequest, RequestError, RowRange, WorkerId,
 };
 
 use crate::v1;
@@ -114,33 +114,6 @@ pub fn cause(cause: v1::Cause) -> Cause {
         v1::Cause::Peer => Cause::Peer,
         v1::Cause::Bug | v1::Cause::Unspecified => Cause::Bug,
     }
-}
-
-impl From<&ModelFacts> for v1::ModelFacts {
-    fn from(facts: &ModelFacts) -> Self {
-        Self {
-            name: facts.id.name.clone(),
-            weights_sha256: facts.id.weights_sha256.clone(),
-            kv_ratio: facts.kv_ratio as u32,
-            vae_factor: facts.vae_factor as u32,
-        }
-    }
-}
-
-/// What placing needs to know of a model.
-///
-/// # Errors
-/// If a ratio is zero or absurd.
-pub fn model_facts(facts: &v1::ModelFacts) -> Result<ModelFacts, ConvertError> {
-    let in_range = |field, value: u32, most| match value {
-        value if (1..=most).contains(&value) => Ok(value as usize),
-        value => Err(ConvertError::Value { field, value: value.to_string(), way_out: "it is a small power of two" }),
-    };
-    Ok(ModelFacts {
-        id: ModelId { name: facts.name.clone(), weights_sha256: facts.weights_sha256.clone() },
-        kv_ratio: in_range("kv_ratio", facts.kv_ratio, 64)?,
-        vae_factor: in_range("vae_factor", facts.vae_factor, 64)?,
-    })
 }
 
 impl From<&Assignment> for v1::Assign {

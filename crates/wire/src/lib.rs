@@ -5,6 +5,7 @@
 
 pub mod checksum;
 pub mod convert;
+pub mod model_facts;
 
 /// Messages, clients and servers of the package `fresco.v1`.
 #[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all)]

@@ -50,11 +50,7 @@ impl Models {
             let hash = || format!("model {}: read the weights to hash them", dir.display());
             let weights_sha256 = folder.weights_sha256().with_context(hash)?;
             let spec = folder.spec();
-            let facts = ModelFacts {
-                id: ModelId { name: name.clone(), weights_sha256 },
-                kv_ratio: spec.dit.kv_compress.as_ref().map_or(1, |kv| kv.ratio),
-                vae_factor: spec.vae.factor(),
-            };
+            let facts = ModelFacts { id: ModelId { name: name.clone(), weights_sha256 }, spec: spec.clone() };
             let text_home = text_home(&folder, &mut free_bytes, n_workers);
             let offered = Offered { facts, folder: Arc::new(folder), text_home, renderer: Mutex::default() };
             if all.insert(name.clone(), offered).is_some() {

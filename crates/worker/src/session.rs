@@ -187,7 +187,7 @@ impl Stay {
                 say(Report::Drain(v1::Drain {})).await;
             }
             let is_said = tokio::select! {
-                _ = beat.tick() => say(Report::Heartbeat(v1::Heartbeat {})).await,
+                _ = beat.tick() => say(Report::Heartbeat(v1::Heartbeat { work: None })).await,
                 Some(report) = self.reports.1.recv() => {
                     self.worker.metrics.reported(&report, self.size);
                     let is_lost = matches!(&report, Report::Failed(failed) if failed.cause == v1::Cause::Device as i32)
@@ -231,6 +231,7 @@ impl Stay {
             epoch: desk.epoch.0,
             rank: desk.rank.0.into(),
             n_steps_done: desk.n_steps_done() as u32,
+            is_decoding: false,
         });
         v1::Join {
             worker: self.worker.name.0.clone(),
@@ -241,6 +242,8 @@ impl Stay {
             flop_per_s: self.worker.flop_per_s,
             running,
             incarnation: self.incarnation.clone(),
+            memory_bytes: 0,
+            value_bytes: 4,
         }
     }
 

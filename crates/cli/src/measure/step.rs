@@ -11,9 +11,9 @@ use model::dit::{self, Dit};
 use model::sampler::{NoiseSchedule, Sampler};
 use model::seam::{WholePicture, WholeSequence};
 use model::vae::{self, Decoder};
-use plan::{DitSpec, ImageSize, KvCompress, LayerIdx, RowRange, VaeSpec};
+use plan::{DitSpec, ImageSize, KvCompress, LayerIdx, RowRange, VaeSpec, flop};
 
-use super::{flop, memory, noise, random_weights};
+use super::{memory, noise, random_weights};
 
 const GUIDANCE: f64 = 4.5;
 /// PixArt-Σ's.

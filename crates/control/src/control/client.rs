@@ -2,7 +2,7 @@
 
 use plan::{ImageId, JobId};
 
-use super::Control;
+use super::{Control, release};
 use crate::input::JobSpec;
 use crate::job::{Image, Job, Phase};
 use crate::output::{ControlError, Output, Record};
@@ -68,7 +68,8 @@ impl Control {
         if self.by_request.get(&forgotten.request_id) == Some(&job) {
             self.by_request.remove(&forgotten.request_id);
         }
-        let artifacts = forgotten.images.into_iter().filter_map(|image| Some(image.artifact?.sha256)).collect();
+        let pictures = forgotten.images.into_iter().filter_map(|image| Some(image.artifact?.sha256));
+        let artifacts = pictures.filter(|sha256| release(&mut self.pictures, sha256)).collect();
         self.put(Output::Forget { job: job.clone(), n_images: forgotten.spec.count, artifacts });
         Ok(job)
     }

@@ -5,8 +5,8 @@ use plan::{Epoch, ImageId, ModelFacts, Rank, WorkerId};
 use super::Control;
 use crate::attempt::Suspicion;
 use crate::input::{Hello, Running, SessionId};
-use crate::member::Member;
-use crate::output::Output;
+use crate::member::{Member, Progress};
+use crate::output::{Expelled, Output};
 use crate::queue::Need;
 
 impl Control {
@@ -20,18 +20,32 @@ impl Control {
         }
         if let Some(reason) = self.why_not(&worker, &hello) {
             self.counters.refused += 1;
-            self.put(Output::Refuse { session, reason });
+            self.put(Output::Refuse { worker, session, reason });
             return false;
         }
         let lease_ttl_ms = self.config.lease_ttl_ms;
         let (lease_until, running) = (self.now + lease_ttl_ms, hello.running);
+        let is_other = |member: &Member| member.hello.incarnation != hello.incarnation;
+        if self.members.get(&worker).is_some_and(is_other) {
+            self.lose(&worker);
+        }
         let before = self.members.remove(&worker);
         if let Some(before) = &before {
-            self.put(Output::Expel { worker: worker.clone(), session: before.session });
+            let (worker, session) = (worker.clone(), before.session);
+            self.put(Output::Expel { worker, session, why: Expelled::Replaced });
         }
         let speed = before.as_ref().map_or(hello.flop_per_s, |before| before.speed);
-        let is_draining = before.as_ref().is_some_and(|before| before.is_draining);
-        let mut member = Member { session, lease_until, is_draining, epoch: None, speed: Member::usable(speed), hello };
+        let mut member = Member {
+            session,
+            lease_until,
+            is_draining: before.as_ref().is_some_and(|before| before.is_draining),
+            is_stuck: before.as_ref().is_some_and(|before| before.is_stuck),
+            is_connected: true,
+            progress: Progress::new(self.now),
+            epoch: None,
+            speed: Member::usable(speed),
+            hello,
+        };
         self.put(Output::Welcome { worker: worker.clone(), session, lease_ttl_ms });
         let seat = running.and_then(|running| self.take_seat(&worker, session, running));
         let seat = seat.or_else(|| self.seat_left(&worker, &member.hello));
@@ -56,6 +70,7 @@ impl Control {
             return None;
         }
         attempt.reattach(running.rank);
+        attempt.is_decoding |= running.is_decoding;
         // The session before may have broken off before the order came through.
         if attempt.stopped.is_some() && running.rank == Rank(0) {
             let (worker, epoch) = (worker.clone(), running.epoch);
@@ -79,7 +94,8 @@ impl Control {
         let owes_nothing = has_stopped || (attempt.is_decoding && rank != Rank(0));
         if !owes_nothing {
             let message = format!("worker {worker} ended its part and did not say how");
-            attempt.suspicion.get_or_insert(Suspicion { due: until, message, is_loss: true, rifts: Vec::new() });
+            let lost = Some(worker.clone());
+            attempt.suspicion.get_or_insert(Suspicion { due: until, message, lost, rifts: Vec::new() });
         }
         Some(attempt.epoch)
     }
@@ -90,15 +106,13 @@ impl Control {
             let (found, expected) = (&hello.version, &self.config.version);
             return Some(format!("it runs version {found}, this farm {expected}: install {expected} there"));
         }
-        let known = self.members.get(worker);
+        // One whose session is broken may have been started anew; if it is another, the two take the name from each other.
+        let known = self.members.get(worker).filter(|member| member.is_connected);
         if known.is_some_and(|member| member.hello.incarnation != hello.incarnation) {
             return Some(format!("a worker named `{worker}` is here already: give this one another name with --name"));
         }
         hello.models.iter().enumerate().find_map(|(idx, facts)| {
             let name = &facts.id.name;
-            if facts.kv_ratio == 0 || facts.vae_factor == 0 {
-                return Some(format!("its model `{name}` has a ratio of 0: verify that model's folder"));
-            }
             if hello.models[..idx].iter().any(|other| other.id.name == *name) {
                 return Some(format!("it has two models named `{name}`: give one of them another name"));
             }
@@ -160,6 +174,15 @@ impl Control {
         is_seated
     }
 
+    /// A session broke. Its worker may open another within a moment, at which it goes on as if nothing had been.
+    pub(super) fn disconnected(&mut self, worker: &WorkerId, session: SessionId) {
+        let until = self.now + self.config.reconnect_ms;
+        if let Some(member) = self.members.get_mut(worker).filter(|member| member.session == session) {
+            member.is_connected = false;
+            member.lease_until = member.lease_until.min(until);
+        }
+    }
+
     /// Ends the leases that are over.
     pub(super) fn expire(&mut self) {
         let expired = self.members.iter().filter(|(_, member)| member.lease_until <= self.now);
@@ -167,7 +190,7 @@ impl Control {
             expired.map(|(worker, member)| (worker.clone(), member.session)).collect();
         for (worker, session) in lost {
             self.counters.leases_ended += 1;
-            self.put(Output::Expel { worker: worker.clone(), session });
+            self.put(Output::Expel { worker: worker.clone(), session, why: Expelled::LeaseEnded });
             self.lose(&worker);
         }
     }
@@ -175,6 +198,9 @@ impl Control {
     pub(super) fn lose(&mut self, worker: &WorkerId) {
         let Some(member) = self.members.remove(worker) else { return };
         self.rifts.forget(worker);
+        // Records of workers that are gone are kept only while they rest.
+        let (members, now) = (&self.members, self.now);
+        self.healths.retain(|worker, health| members.contains_key(worker) || health.rests_until > now);
         if let Some(epoch) = member.epoch {
             self.requeue_after_loss(epoch, Some(worker), format!("worker {worker} was lost"));
         }

@@ -1,17 +1,11 @@
-//! What becomes of an attempt: steps, a stop, a picture, a failure.
+//! How an attempt gets on: steps, a stop, a picture. What becomes of one that fails is in `control/failing.rs`.
 
-use plan::{Cause, Epoch, ImageId, Rank, WorkerId};
+use plan::{Epoch, ImageId, WorkerId};
 
 use super::Control;
-use crate::attempt::{Attempt, Suspicion};
 use crate::job::{ArtifactRef, Image, Phase};
 use crate::member::Member;
 use crate::output::Output;
-
-/// What a second value that is not finite makes of an image: it fails.
-const MOST_NOT_FINITE: u32 = 2;
-/// Nor is it tried a third time where a worker's program went wrong: one worker may be sick, two are not.
-const MOST_BUGS: u32 = 2;
 
 impl Control {
     /// Takes in that a step is done. Whether it was news.
@@ -20,21 +14,29 @@ impl Control {
             self.counters.old_epoch += 1;
             return false;
         };
-        let image = attempt.image.clone();
+        let (image, seats) = (attempt.image.clone(), attempt.seats.clone());
         let n_steps = self.jobs.get(&image.job).map_or(0, |job| job.spec.request.steps as usize);
         if self.image(&image).is_none_or(|image| n_steps_done <= image.n_steps_done) || n_steps_done > n_steps {
             return false;
         }
         self.change(&image, |image| {
             image.n_steps_done = n_steps_done;
-            (image.n_failures, image.n_losses) = (0, 0);
+            (image.n_failures, image.n_losses, image.n_tries) = (0, 0, 0);
+            image.avoid.clear();
             image.message.clear();
         });
+        for worker in seats {
+            self.healths.entry(worker).or_default().proved();
+        }
+        if let Some(attempt) = self.attempts.get_mut(&epoch) {
+            attempt.progress_at = self.now;
+        }
         true
     }
 
     /// Written down, since it says what ranks that come back after a restart may have left behind.
-    pub(super) fn decoding(&mut self, epoch: Epoch) {
+    pub(super) fn decoding(&mut self, worker: &WorkerId, epoch: Epoch) {
+        self.has_progressed(worker, epoch);
         let Some(attempt) = self.attempts.get_mut(&epoch) else { return };
         if !std::mem::replace(&mut attempt.is_decoding, true) {
             let image = attempt.image.clone();
@@ -43,6 +45,7 @@ impl Control {
     }
 
     pub(super) fn step_taken(&mut self, worker: &WorkerId, epoch: Epoch, compute_ms: f64) {
+        self.has_progressed(worker, epoch);
         let Some(attempt) = self.attempts.get_mut(&epoch) else { return };
         let Some(rank) = attempt.rank_of(worker) else { return };
         let is_guided = self.jobs.get(&attempt.image.job).is_some_and(|job| job.spec.request.is_guided());
@@ -72,6 +75,10 @@ impl Control {
     pub(super) fn stopped(&mut self, worker: &WorkerId, epoch: Epoch) {
         let Some(attempt) = self.attempts.get_mut(&epoch) else { return };
         let Some(rank) = attempt.rank_of(worker) else { return };
+        // It was taken for lost with its last words.
+        if attempt.suspicion.as_ref().is_some_and(|suspicion| suspicion.lost.as_ref() == Some(worker)) {
+            attempt.suspicion = None;
+        }
         let stopped = attempt.stopped.get_or_insert_default();
         stopped.insert(rank);
         if stopped.len() < attempt.seats.len() {
@@ -110,140 +117,14 @@ impl Control {
         }
     }
 
-    pub(super) fn failed(
-        &mut self,
-        worker: &WorkerId,
-        epoch: Epoch,
-        cause: Cause,
-        (message, blamed): (String, Option<Rank>),
-    ) {
-        let now = self.now;
-        if cause == Cause::Peer {
-            // Somebody else is at fault, who may still say why, or be lost; both decide better than this report.
-            let pause_ms = self.attempts.get(&epoch).map_or(0, |attempt| self.backoff_ms(&attempt.image));
-            if let Some(attempt) = self.attempts.get_mut(&epoch) {
-                let blamed = blamed.and_then(|rank| attempt.seats.get(usize::from(rank.0)).cloned());
-                let suspicion = Suspicion { due: now + pause_ms, message, is_loss: false, rifts: Vec::new() };
-                let suspicion = attempt.suspicion.get_or_insert(suspicion);
-                suspicion.rifts.extend(blamed.map(|blamed| (worker.clone(), blamed)));
-            }
+    /// A finished image has lost its picture: a client may ask for it again.
+    pub(super) fn picture_lost(&mut self, id: &ImageId, sha256: &str, message: String) {
+        let has_it = |image: &&Image| image.artifact.as_ref().is_some_and(|artifact| artifact.sha256 == sha256);
+        if self.image(id).filter(has_it).is_none() {
             return;
         }
-        self.counters.not_finite += u64::from(cause == Cause::NotFinite);
-        let Some(attempt) = self.attempts.get(&epoch) else { return };
-        self.counters.cut_by_failure += u64::from(!attempt.is_decoding);
-        let most = self.config.most_failures;
-        let (not_before, rank) = (now + self.backoff_ms(&attempt.image), attempt.rank_of(worker));
-        self.requeue(epoch, None, |image| {
-            image.n_failures = image.n_failures.saturating_add(1);
-            image.not_before = not_before;
-            image.message = message;
-            image.avoid.insert(worker.clone());
-            let is_final = match cause {
-                Cause::Input => true,
-                Cause::Bug => {
-                    image.n_bugs = image.n_bugs.saturating_add(1);
-                    image.n_bugs >= MOST_BUGS
-                }
-                Cause::NotFinite => {
-                    image.n_not_finite = image.n_not_finite.saturating_add(1);
-                    image.n_not_finite >= MOST_NOT_FINITE
-                }
-                Cause::Device | Cause::Peer => image.n_failures >= most,
-            };
-            if is_final {
-                image.phase = Phase::Failed;
-            }
-            if is_final && cause == Cause::NotFinite {
-                let (rank, n) = (rank.map_or(0, |rank| rank.0), image.n_steps_done);
-                let last = format!("tried twice, last by worker {worker} as rank {rank} with {n} steps done");
-                image.message = format!("{} ({last})", image.message);
-            }
+        self.change(id, |image| {
+            (image.phase, image.artifact, image.message) = (Phase::Failed, None, message);
         });
-    }
-
-    /// Ends attempts whose time is up: nobody said more than that it fails, or a rank did not come back.
-    pub(super) fn give_up_overdue(&mut self) {
-        let is_due = |attempt: &&Attempt| attempt.due().is_some_and(|due| due <= self.now);
-        let overdue: Vec<Epoch> = self.attempts.values().filter(is_due).map(|attempt| attempt.epoch).collect();
-        let most = self.config.most_failures;
-        for epoch in overdue {
-            let Some(attempt) = self.attempts.get(&epoch) else { continue };
-            match attempt.suspicion.clone() {
-                Some(Suspicion { message, is_loss: true, .. }) => self.requeue_after_loss(epoch, None, message),
-                Some(Suspicion { message, rifts, .. }) => {
-                    // Nobody was lost and nobody said more: the two cannot reach each other. Who were not known to be
-                    // apart are no fault of the image's.
-                    let (now, for_ms) = (self.now, self.config.rift_ms);
-                    let n_new = rifts.into_iter().filter(|rift| self.rifts.note(rift, now, for_ms)).count();
-                    self.requeue(epoch, None, |image| {
-                        image.n_failures = image.n_failures.saturating_add(u32::from(n_new == 0));
-                        image.message = message;
-                        if image.n_failures >= most {
-                            image.phase = Phase::Failed;
-                        }
-                    });
-                }
-                None => self.requeue(epoch, None, |image| {
-                    image.message = "a worker did not come back after the restart".into();
-                }),
-            }
-        }
-    }
-
-    /// How long an image rests after its next failure.
-    fn backoff_ms(&self, image: &ImageId) -> u64 {
-        const MOST_DOUBLINGS: u32 = 10;
-        let n_failures = self.image(image).map_or(0, |image| image.n_failures);
-        let first_ms = self.config.backoff_ms.max(self.config.lease_ttl_ms / 30);
-        first_ms.saturating_mul(1 << (2 * n_failures).min(MOST_DOUBLINGS))
-    }
-
-    /// Ends an attempt that lost a member; its image goes on without it, unless it loses one after the other.
-    pub(super) fn requeue_after_loss(&mut self, epoch: Epoch, lost: Option<&WorkerId>, message: String) {
-        let most = self.config.most_losses;
-        let is_cut = self.attempts.get(&epoch).is_some_and(|attempt| !attempt.is_decoding);
-        self.counters.cut_by_loss += u64::from(is_cut);
-        self.requeue(epoch, lost, |image| {
-            image.n_losses = image.n_losses.saturating_add(1);
-            image.message = message;
-            if image.n_losses > most {
-                image.phase = Phase::Failed;
-                image.message = format!("{} workers were lost at it without a step forward", image.n_losses);
-            }
-        });
-    }
-
-    /// Ends an attempt; its image waits again from its last checkpoint on, or has failed if `change` says so.
-    fn requeue(&mut self, epoch: Epoch, lost: Option<&WorkerId>, change: impl FnOnce(&mut Image)) {
-        let Some(image) = self.end(epoch, lost) else { return };
-        self.change(&image, |image| {
-            (image.phase, image.epoch) = (Phase::Queued, None);
-            change(image);
-        });
-        if self.image(&image).is_some_and(|image| image.phase == Phase::Failed) {
-            self.put(Output::DropCheckpoint { image });
-        }
-    }
-
-    /// Ends an attempt and aborts it on all its members but one that is lost.
-    pub(super) fn end(&mut self, epoch: Epoch, lost: Option<&WorkerId>) -> Option<ImageId> {
-        let attempt = self.attempts.remove(&epoch)?;
-        for worker in attempt.seats.iter().filter(|worker| Some(*worker) != lost) {
-            if let Some(member) = self.members.get(worker).filter(|member| member.epoch == Some(epoch)) {
-                let (worker, session) = (worker.clone(), member.session);
-                self.put(Output::Abort { worker, session, epoch });
-            }
-        }
-        self.free(&attempt.seats, epoch);
-        Some(attempt.image)
-    }
-
-    fn free(&mut self, seats: &[WorkerId], epoch: Epoch) {
-        for worker in seats {
-            if let Some(member) = self.members.get_mut(worker).filter(|member| member.epoch == Some(epoch)) {
-                member.epoch = None;
-            }
-        }
     }
 }

@@ -1,18 +1,23 @@
 //! A small farm to ask the machine about, one input at a time.
 
-use plan::{ArtifactKind, Cause, Clean, Epoch, ImageIdx, ImageSize, JobId, Millis, ModelFacts, ModelId, RenderRequest};
+use plan::{
+    ArtifactKind, Cause, Clean, Epoch, ImageIdx, ImageSize, JobId, Millis, ModelFacts, ModelId, ModelSpec,
+    RenderRequest,
+};
 use plan::{ImageId, WorkerId};
 
 use super::{Config, Control};
 use crate::input::{Hello, Input, JobSpec, ReplyId, Running, SessionId};
 use crate::job::{ArtifactRef, Image, Phase};
-use crate::output::{ControlError, Output, Record};
+use crate::output::{ControlError, Expelled, Output, Record};
 
 mod asking;
 mod failing;
+mod health;
 mod joining;
 mod placing;
 mod splitting;
+mod stalling;
 
 const TTL_MS: u64 = 3_000;
 
@@ -43,7 +48,7 @@ fn spec(count: u32) -> JobSpec {
 
 fn facts(name: &str, weights_sha256: &str) -> ModelFacts {
     let id = ModelId { name: name.into(), weights_sha256: weights_sha256.into() };
-    ModelFacts { id, kv_ratio: 1, vae_factor: 8 }
+    ModelFacts { id, spec: ModelSpec::pixart_sigma_xl2() }
 }
 
 fn hello(incarnation: &str) -> Hello {
@@ -54,6 +59,8 @@ fn hello(incarnation: &str) -> Hello {
         models: vec![facts("demo", "0123456789abcdef")],
         address: "http://here".into(),
         flop_per_s: 1e9,
+        memory_bytes: None,
+        value_bytes: 4,
         running: None,
     }
 }
@@ -169,6 +176,40 @@ impl Farm {
 
     fn finish(&mut self, worker: &str, session: SessionId, epoch: Epoch) -> Vec<Output> {
         self.hear(Input::Finished { worker: id(worker), session, epoch, artifact: artifact() })
+    }
+
+    /// A worker makes an image, alone, and so shows that it is well.
+    fn prove(&mut self, worker: &str, session: SessionId) {
+        let before: Vec<WorkerId> = self.control.members.keys().cloned().collect();
+        for other in before.iter().filter(|other| other.0 != worker) {
+            self.control.members.get_mut(other).expect("is in").is_connected = false;
+        }
+        let job = self.submit(1);
+        assert_eq!(self.seats(&job, 0), [worker]);
+        let epoch = self.epoch(&job, 0);
+        self.control.handle(Millis(self.now), Input::StepKept { epoch, n_steps_done: 1 });
+        self.finish(worker, session, epoch);
+        for other in before {
+            self.control.members.get_mut(&other).expect("is in").is_connected = true;
+        }
+    }
+
+    /// All that are in say that they are alive.
+    fn beat(&mut self) {
+        let sessions: Vec<_> = self.control.members().map(|member| (member.worker, member.session)).collect();
+        for (worker, session) in sessions {
+            self.hear(Input::Heartbeat { worker, session, work: None });
+        }
+    }
+
+    /// Time goes by, and all that are in say so often enough that they are alive. What came out.
+    fn wait_alive(&mut self, ms: u64) -> Vec<Output> {
+        let (until, mut outputs) = (self.now + ms, Vec::new());
+        while self.now < until {
+            outputs.extend(self.wait((until - self.now).min(TTL_MS / 3)));
+            self.beat();
+        }
+        outputs
     }
 
     fn stop(&mut self, worker: &str, session: SessionId, epoch: Epoch) -> Vec<Output> {

@@ -13,6 +13,7 @@ use plan::{Epoch, Mesh, WorkerId};
 
 use crate::attempt::Attempt;
 use crate::control::Control;
+use crate::health::Health;
 use crate::member::Member;
 use crate::output::Output;
 use crate::queue::{Need, Turn};
@@ -42,6 +43,22 @@ impl Control {
             self.stop(epoch, false);
         }
         self.split_better(|_| true);
+    }
+
+    /// A step of an attempt was kept: whether it is to stop now. What the others are asked does not depend on it, but for
+    /// room: an attempt may be stopped for that only once it has taken a step.
+    pub(crate) fn judge(&mut self, epoch: Epoch) {
+        let drains = self.stoppable().any(|attempt| attempt.epoch == epoch && self.drains(attempt));
+        if drains {
+            self.stop(epoch, false);
+        }
+        let is_shared = self.attempts.get(&epoch).is_some_and(|attempt| attempt.seats.len() > 1);
+        if is_shared && self.queue.ready().next().is_some() {
+            for epoch in self.to_make_room() {
+                self.stop(epoch, false);
+            }
+        }
+        self.split_better(|attempt| attempt.epoch == epoch);
     }
 
     /// Stops one attempt of those that are `meant`, if another split is better. One at a time: who is free can join but
@@ -149,10 +166,12 @@ impl Control {
         }
         let mut best: Option<(f64, Epoch, bool)> = None;
         for attempt in self.stoppable().filter(|attempt| meant(attempt) && self.n_steps_taken(attempt) > 0) {
-            let is_awaited = self.queue.ready().any(|(need, _)| self.could_serve(attempt, need));
+            if self.queue.ready().any(|(need, _)| self.could_serve(attempt, need)) {
+                continue;
+            }
             let joins = self.joins(attempt);
             let for_speed = joins.iter().all(|worker| attempt.passed_over.contains(*worker));
-            if is_awaited || (for_speed && !self.is_settled(attempt)) {
+            if for_speed && !self.is_settled(attempt) {
                 continue;
             }
             let gain = if for_speed && attempt.seats.len() > 1 {
@@ -172,7 +191,14 @@ impl Control {
         let first = attempt.seats.first().and_then(|seat| self.members.get(seat));
         let (Some(first), Some(image)) = (first, self.image(&attempt.image)) else { return BTreeSet::new() };
         let Some(job) = self.jobs.get(&attempt.image.job) else { return BTreeSet::new() };
-        let free = self.members.iter().filter(|(worker, member)| member.is_free() && !image.avoid.contains(*worker));
+        if image.n_not_finite > 0 {
+            return BTreeSet::new();
+        }
+        let is_well = |worker: &WorkerId| !self.healths.get(worker).is_some_and(Health::is_suspect);
+        let may_sit = |(worker, member): &(&WorkerId, &Member)| {
+            member.is_free() && is_well(worker) && !image.avoid.contains(*worker)
+        };
+        let free = self.members.iter().filter(may_sit);
         let may_join = |(worker, member): &(&WorkerId, &Member)| {
             first.equals(member, &job.spec.model) && !self.rifts.part(worker, &attempt.seats, self.now)
         };
@@ -192,7 +218,7 @@ impl Control {
         let first = attempt.seats.first().and_then(|seat| self.members.get(seat));
         let facts = first.and_then(|member| self.facts(&attempt.image, member))?;
         let is_guided = job.spec.request.is_guided();
-        let grid = job.spec.request.size.latent(facts.vae_factor).tokens();
+        let grid = job.spec.request.size.latent(facts.vae_factor()).tokens();
         let n_left = (job.spec.request.steps as usize).saturating_sub(self.n_steps_done(attempt)) as f64;
         let of = |n_steps: usize| {
             let ranges: Vec<(f64, f64)> =
@@ -214,7 +240,7 @@ impl Control {
                 return None;
             }
             paces.sort_by(|a, b| b.total_cmp(a));
-            let gain = 1.0 - Mesh::choose(grid, facts.kv_ratio, is_guided, &paces).cost / now_ms;
+            let gain = 1.0 - Mesh::choose(grid, facts.kv_ratio(), is_guided, &paces).cost / now_ms;
             // The step in which all stop is split as it was.
             let saved_ms = gain * now_ms * (n_left - 1.0);
             (gain > asked && saved_ms > now_ms + self.config.replan_cost_ms).then_some(Proof { gain, n_steps })
@@ -233,7 +259,7 @@ impl Control {
         let now = attempt.cost(is_guided, &speeds);
         let mut all: Vec<f64> = speeds.into_iter().chain(joins.iter().map(|worker| self.speed(worker))).collect();
         all.sort_by(|a, b| b.total_cmp(a));
-        let grid = job.spec.request.size.latent(facts.vae_factor).tokens();
-        1.0 - Mesh::choose(grid, facts.kv_ratio, is_guided, &all).cost / now
+        let grid = job.spec.request.size.latent(facts.vae_factor()).tokens();
+        1.0 - Mesh::choose(grid, facts.kv_ratio(), is_guided, &all).cost / now
     }
 }

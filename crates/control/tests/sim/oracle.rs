@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use control::{ArtifactRef, Control, Event, Input, Job, Output, Phase, SessionId};
 use plan::{Assignment, Epoch, ImageId, JobId, WorkerId};
 
-use crate::shell::{LEASE_MS, Shell};
+use crate::shell::{LEASE_MS, RECONNECT_MS, Shell};
 
 /// The incarnation of a process that takes another's name.
 pub(crate) const IMPOSTOR: &str = "impostor";
@@ -31,6 +31,8 @@ pub(crate) struct Oracle {
     /// Sessions that are in, and when they were heard of last.
     pub(crate) heard: BTreeMap<WorkerId, (SessionId, u64)>,
     draining: BTreeSet<WorkerId>,
+    /// Whose session broke, and who is not back yet.
+    pub(crate) disconnected: BTreeSet<WorkerId>,
     /// Failures since the last step forward.
     n_failures: BTreeMap<ImageId, u32>,
     pub(crate) n_not_finite: BTreeMap<ImageId, u32>,
@@ -85,13 +87,13 @@ impl Oracle {
             if !is_in || epoch.is_some_and(is_wrong) {
                 stale = Some(control.jobs().cloned().collect());
             }
-            self.note(control, input, is_in);
+            self.note(now, control, input, is_in);
         }
         Before { stale, running: running(control), sessions }
     }
 
     /// Counts what an input explains later.
-    fn note(&mut self, control: &Control, input: &Input, is_in: bool) {
+    fn note(&mut self, now: u64, control: &Control, input: &Input, is_in: bool) {
         match input {
             Input::Join { .. } => self.n_joins += 1,
             Input::Drain { worker, .. } if is_in => {
@@ -99,6 +101,16 @@ impl Oracle {
                 self.draining.insert(worker.clone());
             }
             Input::Left { worker, session } if is_in => {
+                // It may be back in a moment; if it is not, it is gone.
+                let until = now + RECONNECT_MS;
+                if let Some((current, at)) = self.heard.get_mut(worker)
+                    && current == session
+                {
+                    *at = (*at).min(until.saturating_sub(LEASE_MS));
+                    self.disconnected.insert(worker.clone());
+                }
+            }
+            Input::Leave { worker, session } if is_in => {
                 self.heard.retain(|name, (current, _)| name != worker || current != session);
             }
             Input::Failed { epoch, cause, .. } if is_in => {
@@ -166,9 +178,10 @@ impl Oracle {
         match output {
             Output::Welcome { worker, session, .. } => {
                 self.draining.remove(worker);
+                self.disconnected.remove(worker);
                 self.heard.insert(worker.clone(), (*session, now));
             }
-            Output::Expel { worker, session } => {
+            Output::Expel { worker, session, .. } => {
                 self.heard.retain(|name, (current, _)| name != worker || current != session);
             }
             Output::Drained { worker, session } => {
@@ -297,6 +310,7 @@ impl Oracle {
     pub(crate) fn coordinator_died(&mut self) {
         self.heard.clear();
         self.draining.clear();
+        self.disconnected.clear();
     }
 }
 
@@ -314,9 +328,10 @@ pub(crate) fn running(control: &Control) -> BTreeMap<Epoch, (ImageId, Vec<Worker
 /// Whose message it is, and of which epoch.
 fn speaker_of(input: &Input) -> (Option<(&WorkerId, SessionId)>, Option<Epoch>) {
     match input {
-        Input::Heartbeat { worker, session } | Input::Left { worker, session } | Input::Drain { worker, session } => {
-            (Some((worker, *session)), None)
-        }
+        Input::Heartbeat { worker, session, .. }
+        | Input::Left { worker, session }
+        | Input::Leave { worker, session }
+        | Input::Drain { worker, session } => (Some((worker, *session)), None),
         Input::StepTaken { worker, session, epoch, .. }
         | Input::Stopped { worker, session, epoch }
         | Input::Decoding { worker, session, epoch }
@@ -327,6 +342,8 @@ fn speaker_of(input: &Input) -> (Option<(&WorkerId, SessionId)>, Option<Epoch>) 
         | Input::Cancel { .. }
         | Input::Retry { .. }
         | Input::Delete { .. }
+        | Input::CheckpointLost { .. }
+        | Input::PictureLost { .. }
         | Input::Join { .. } => (None, None),
     }
 }

@@ -81,7 +81,7 @@ impl World {
                 let (id, mut hello) = (self.workers[worker].id.clone(), self.workers[worker].hello());
                 hello.incarnation = IMPOSTOR.into();
                 hello.running = None;
-                let is_there = self.oracle.heard.contains_key(&id);
+                let is_there = self.oracle.heard.contains_key(&id) && !self.oracle.disconnected.contains(&id);
                 if is_there && self.shell.control.is_some() {
                     self.shell.next_session += 1;
                     let session = SessionId(self.shell.next_session);
@@ -101,7 +101,7 @@ impl World {
             0 => Input::StepKept { epoch: Epoch(u64::MAX), n_steps_done: usize::MAX },
             1 => Input::Failed { worker, session, epoch, cause: Cause::Bug, message, blamed: None },
             2 => Input::Stopped { worker, session, epoch },
-            3 => Input::Heartbeat { worker, session },
+            3 => Input::Heartbeat { worker, session, work: None },
             _ => Input::Drain { worker, session },
         };
         self.feed(Some(input));

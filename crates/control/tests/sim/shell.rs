@@ -32,9 +32,16 @@ pub(crate) struct Shell {
 }
 
 pub(crate) const LEASE_MS: u64 = 3_000;
+pub(crate) const RECONNECT_MS: u64 = 1_000;
 
 pub(crate) fn config() -> Config {
-    Config { lease_ttl_ms: LEASE_MS, reattach_ms: 3 * LEASE_MS, most_losses: 1_000, ..Config::default() }
+    Config {
+        lease_ttl_ms: LEASE_MS,
+        reattach_ms: 3 * LEASE_MS,
+        reconnect_ms: RECONNECT_MS,
+        most_losses: 1_000,
+        ..Config::default()
+    }
 }
 
 impl Shell {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use control::{ArtifactRef, Hello, Input, Running, SessionId};
-use plan::{Assignment, Cause, Epoch, ModelFacts, ModelId, Rank, WorkerId};
+use plan::{Assignment, Cause, Epoch, ModelFacts, ModelId, ModelSpec, Rank, WorkerId};
 
 use crate::scene::WorkerSpec;
 
@@ -22,7 +22,7 @@ pub(crate) enum Report {
 impl Report {
     pub(crate) fn input(self, worker: WorkerId, session: SessionId) -> Input {
         match self {
-            Self::Heartbeat => Input::Heartbeat { worker, session },
+            Self::Heartbeat => Input::Heartbeat { worker, session, work: None },
             Self::Drain => Input::Drain { worker, session },
             Self::StepTaken { epoch, rank, compute_ms } => {
                 Input::StepTaken { worker, session, epoch, rank, compute_ms }
@@ -124,7 +124,12 @@ impl Worker {
             models: self.spec.models.iter().map(|name| facts(name)).collect(),
             address: format!("http://{}", self.id),
             flop_per_s: self.spec.probed,
-            running: running.map(|part| Running { epoch: part.assignment.epoch, rank: part.assignment.rank }),
+            memory_bytes: None,
+            value_bytes: 4,
+            running: running.map(|part| {
+                let is_decoding = part.at == At::Uploading;
+                Running { epoch: part.assignment.epoch, rank: part.assignment.rank, is_decoding }
+            }),
         }
     }
 
@@ -139,5 +144,5 @@ impl Worker {
 
 pub(crate) fn facts(name: &str) -> ModelFacts {
     let id = ModelId { name: name.into(), weights_sha256: format!("{name}{name}{name}{name}") };
-    ModelFacts { id, kv_ratio: 1, vae_factor: 8 }
+    ModelFacts { id, spec: ModelSpec::pixart_sigma_xl2() }
 }

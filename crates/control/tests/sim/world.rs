@@ -338,6 +338,7 @@ impl World {
             }
             Output::DropCheckpoint { image } => self.shell.drop_checkpoint(&image),
             Output::Forget { job, .. } => self.forgotten(&job),
+            Output::Quarantine { .. } => {}
         }
     }
 

@@ -38,6 +38,7 @@ fn record(phase: Phase, n_steps_done: usize) -> Record {
         n_losses: 0,
         n_not_finite: 0,
         n_bugs: 0,
+        n_tries: 0,
         n_resplits: 0,
         avoid: BTreeSet::new(),
         not_before: Millis(0),

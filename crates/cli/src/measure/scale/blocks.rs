@@ -11,12 +11,12 @@ use model::dit::block::CaptionKeys;
 use model::dit::{self, Stage};
 use model::seam::WholeSequence;
 use parallel::{BandOfTokens, Link, Turn};
+use plan::flop::CAPTION_TOKENS;
 use plan::program::Tag;
 use plan::{Branch, DitSpec, Epoch, Exchange, Rank, RowRange, StepIdx};
 use rayon::ThreadPool;
 
 use super::{Ports, Scale, Shared, Way, at_once, in_turn, one_thread};
-use crate::measure::flop::CAPTION_TOKENS;
 use crate::measure::{noise, random_weights};
 
 /// Values a prediction has for each token: four channels of 2×2 cells.

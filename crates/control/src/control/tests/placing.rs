@@ -51,8 +51,8 @@ fn an_attempt_stops_only_when_all_its_ranks_have() {
     assert!(outputs.contains(&Output::Drained { worker: id("b"), session: b }), "{outputs:?}");
     assert_eq!(farm.image(&job, 0).n_losses, 0);
     // What it says afterwards is of the past.
-    assert_eq!(farm.hear(Input::Heartbeat { worker: id("b"), session: b }), []);
-    assert_eq!(farm.hear(Input::Left { worker: id("b"), session: b }), []);
+    assert_eq!(farm.hear(Input::Heartbeat { worker: id("b"), session: b, work: None }), []);
+    assert_eq!(farm.hear(Input::Leave { worker: id("b"), session: b }), []);
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn an_image_stays_in_the_numeric_class_it_began_in_and_says_what_it_waits_for() 
     farm.keep(&job, 0, 1);
     farm.join_as("b", Hello { numeric_class: "avx2".into(), ..hello("b") });
     assert_eq!(stops(&farm.keep(&job, 0, 2)), [], "b's bytes would differ");
-    farm.hear(Input::Left { worker: id("a"), session: a });
+    farm.hear(Input::Leave { worker: id("a"), session: a });
     let image = farm.image(&job, 0);
     let message = "waits for a worker of numeric class avx512, in which it began";
     assert_eq!((image.phase, image.message.as_str()), (Phase::Queued, message));
@@ -116,7 +116,7 @@ fn rows_another_class_left_behind_are_dropped_before_an_image_begins_anew() {
     let mut farm = Farm::new();
     let a = farm.join("a");
     let job = farm.submit(1);
-    farm.hear(Input::Left { worker: id("a"), session: a });
+    farm.hear(Input::Leave { worker: id("a"), session: a });
     let (_, outputs) = farm.join_as("b", Hello { numeric_class: "avx2".into(), ..hello("b") });
     let drop = outputs.iter().position(|output| matches!(output, Output::DropCheckpoint { .. }));
     let assign = outputs.iter().position(|output| matches!(output, Output::Assign { .. }));
@@ -137,7 +137,7 @@ fn without_workers_jobs_wait_and_say_so_until_there_is_one() {
     let a = farm.join("a");
     assert_eq!([said(&farm, 0), said(&farm, 1), said(&farm, 2)], ["", "", ""]);
     farm.keep(&job, 0, 5);
-    farm.hear(Input::Left { worker: id("a"), session: a });
+    farm.hear(Input::Leave { worker: id("a"), session: a });
     assert_eq!((said(&farm, 0), said(&farm, 1)), (message.into(), message.into()));
     assert_eq!(farm.control.poll_timeout(), Some(Millis(TTL_MS)), "b's lease, and nothing else to wake up for");
 }
@@ -176,6 +176,9 @@ fn an_image_stops_no_team_whose_members_it_is_spared() {
         Input::Submit { job: JobId("busy".into()), request_id: String::new(), spec, reply }
     });
     assert_eq!(farm.seats(&busy.expect("is taken"), 0), ["c"]);
+    farm.wait_alive(500);
+    farm.prove("a", a);
+    farm.prove("b", b);
     let shared = farm.submit(1);
     assert_eq!(farm.seats(&shared, 0), ["a", "b"]);
     farm.wait(400);

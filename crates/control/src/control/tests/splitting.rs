@@ -35,7 +35,7 @@ fn a_worker_at_a_fifth_of_its_speed_gets_fewer_rows_and_then_there_is_peace() {
             }
         }
         for (worker, session) in sessions {
-            farm.hear(Input::Heartbeat { worker: id(worker), session });
+            farm.hear(Input::Heartbeat { worker: id(worker), session, work: None });
         }
     }
     assert_eq!(n_stops, 1, "one split by what was measured, no more");

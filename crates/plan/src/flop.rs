@@ -1,22 +1,24 @@
 //! How much arithmetic a step and a decode are: sums of products, two operations a product; all else is left out.
 
-use plan::{DitSpec, LatentSize, LayerIdx, VaeSpec};
+use crate::geometry::LatentSize;
+use crate::id::LayerIdx;
+use crate::spec::{DitSpec, VaeSpec};
 
 /// Tokens of the caption a block attends to.
-pub(crate) const CAPTION_TOKENS: usize = 300;
+pub const CAPTION_TOKENS: usize = 300;
 /// Taps of a convolution, and of one of an enlarged picture as it is computed: the nine fall on four pixels.
 const TAPS: f64 = 9.0;
 const ENLARGING_TAPS: f64 = 4.0;
 
 /// A transformer block whose `tokens` attend to `keys`.
-pub(crate) fn block(tokens: usize, keys: usize, width: usize) -> f64 {
+pub fn block(tokens: usize, keys: usize, width: usize) -> f64 {
     let (tokens, seen, width) = (tokens as f64, (keys + CAPTION_TOKENS) as f64, width as f64);
     // Eight projections' worth in attention and MLP, two in cross-attention, and the two attentions.
     28.0 * tokens * width * width + 4.0 * tokens * seen * width
 }
 
 /// A forward of all blocks: one branch of a step.
-pub(crate) fn forward(spec: &DitSpec, latent: LatentSize) -> f64 {
+pub fn forward(spec: &DitSpec, latent: LatentSize) -> f64 {
     let grid = latent.tokens();
     let of_layer = |layer: usize| {
         let keys = grid.compressed(spec.kv_ratio(LayerIdx(layer)));
@@ -26,7 +28,7 @@ pub(crate) fn forward(spec: &DitSpec, latent: LatentSize) -> f64 {
 }
 
 /// A decode, as it is computed here.
-pub(crate) fn decode(spec: &VaeSpec, latent: LatentSize) -> f64 {
+pub fn decode(spec: &VaeSpec, latent: LatentSize) -> f64 {
     convolutions(spec, latent, ENLARGING_TAPS) + mid_attention(spec, latent)
 }
 
@@ -63,7 +65,7 @@ fn mid_attention(spec: &VaeSpec, latent: LatentSize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use plan::KvCompress;
+    use crate::spec::KvCompress;
 
     use super::*;
 
