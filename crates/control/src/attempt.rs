@@ -53,6 +53,9 @@ pub struct Attempt {
     /// When a rank last made progress.
     #[serde(skip)]
     pub(crate) progress_at: Millis,
+    /// How long each rank may stand still.
+    #[serde(skip)]
+    pub(crate) patience_ms: Vec<u64>,
     /// How fast each rank is. Not written down: a few steps tell it again.
     #[serde(skip)]
     pub(crate) paces: Vec<Pace>,
@@ -83,6 +86,7 @@ impl Attempt {
             passed_over: BTreeSet::new(),
             reattaching: None,
             progress_at: now,
+            patience_ms: Vec::new(),
             paces,
         }
     }

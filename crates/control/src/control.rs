@@ -131,8 +131,11 @@ pub struct Control {
     /// Images that are neither done nor given up.
     n_open: usize,
     by_request: BTreeMap<String, JobId>,
+    pub(crate) by_number: BTreeMap<u64, JobId>,
     outputs: VecDeque<Output>,
     counters: Counters,
+    /// Nothing is due before.
+    next_due: Option<Millis>,
     pub(crate) costs: Costs,
     /// Every picture, and how many images have it.
     pictures: BTreeMap<String, usize>,
@@ -156,8 +159,10 @@ impl Control {
             next_number: 0,
             n_open: 0,
             by_request: BTreeMap::new(),
+            by_number: BTreeMap::new(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
+            next_due: None,
             costs: Costs::default(),
             pictures: BTreeMap::new(),
         };
@@ -176,6 +181,7 @@ impl Control {
             }
         }
         control.place();
+        control.next_due = control.first_due();
         control
     }
 
@@ -184,6 +190,7 @@ impl Control {
         if !job.request_id.is_empty() {
             self.by_request.insert(job.request_id.clone(), job.id.clone());
         }
+        self.by_number.insert(job.number, job.id.clone());
         let images: Vec<ImageId> = job.image_ids().map(|(id, _)| id).collect();
         self.jobs.insert(job.id.clone(), job);
         for image in &images {
@@ -225,6 +232,11 @@ impl Control {
         self.jobs.values()
     }
 
+    /// Jobs with numbers below `number`, the newest first.
+    pub fn jobs_before(&self, number: u64) -> impl Iterator<Item = &Job> {
+        self.by_number.range(..number).rev().filter_map(|(_, job)| self.jobs.get(job))
+    }
+
     /// Whether a picture is one of an image that is done.
     pub fn has_picture(&self, sha256: &str) -> bool {
         self.pictures.contains_key(sha256)
@@ -262,6 +274,11 @@ impl Control {
     /// Takes in what happened.
     pub fn handle(&mut self, now: Millis, input: Input) {
         self.handle_timeout(now);
+        // These put off what is due and bring nothing forward; a farm hears many of them.
+        let only_puts_off = matches!(
+            input,
+            Input::Heartbeat { .. } | Input::StepTaken { .. } | Input::StepKept { .. } | Input::Decoding { .. }
+        );
         let may_change_places = match input {
             Input::Submit { job, request_id, spec, reply } => {
                 let answer = self.submit(job, request_id, spec);
@@ -357,13 +374,21 @@ impl Control {
         if may_change_places {
             self.place();
         }
+        if may_change_places || !only_puts_off {
+            self.next_due = self.first_due();
+        }
     }
 
     /// Does what is due by the clock.
     pub fn handle_timeout(&mut self, now: Millis) {
         // A clock that steps back ends no lease twice.
         self.now = self.now.max(now);
-        if self.poll_timeout().is_none_or(|due| due > self.now) {
+        let is_due = |due: Option<Millis>| due.is_some_and(|due| due <= self.now);
+        if !is_due(self.next_due) {
+            return;
+        }
+        self.next_due = self.first_due();
+        if !is_due(self.next_due) {
             return;
         }
         self.queue.wake(self.now);
@@ -372,6 +397,7 @@ impl Control {
         self.give_up_overdue();
         self.give_up_stalled();
         self.place();
+        self.next_due = self.first_due();
     }
 
     /// The next thing to be done.
@@ -379,8 +405,12 @@ impl Control {
         self.outputs.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] is due, if nothing happens before.
+    /// When [`Self::handle_timeout`] is due, if nothing happens before. It may find that what was due has been put off.
     pub fn poll_timeout(&self) -> Option<Millis> {
+        self.next_due
+    }
+
+    fn first_due(&self) -> Option<Millis> {
         let leases = self.members.values().map(|member| member.lease_until);
         let attempts = self.attempts.values().flat_map(|attempt| [attempt.due(), self.stall_due(attempt)]).flatten();
         leases.chain(attempts).chain(self.rest_ends.first().copied()).chain(self.queue.next_due()).min()

@@ -2,7 +2,7 @@
 //!
 //! Counts seconds and not images, since one of 4096² is some sixteen of 1024².
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plan::ImageSize;
 
@@ -26,6 +26,14 @@ pub struct Demand {
 }
 
 impl Demand {
+    fn and(self, other: Self) -> Self {
+        Self {
+            outstanding_s: self.outstanding_s + other.outstanding_s,
+            n_queued: self.n_queued + other.n_queued,
+            n_running: self.n_running + other.n_running,
+        }
+    }
+
     /// What a farm's size is chosen by when a worker is to have `target_s`: the open work, and one worker's share at
     /// least for every image being made, so that nobody at work counts as idle.
     pub fn value_s(&self, target_s: f64) -> f64 {
@@ -66,13 +74,30 @@ fn megapixels(size: ImageSize) -> f64 {
 impl Control {
     /// Open work on the models that `is_meant` picks by name.
     pub fn demand(&self, is_meant: impl Fn(&str) -> bool) -> Demand {
-        let jobs = self.jobs.values().filter(|job| is_meant(&job.spec.model));
-        let images = jobs.flat_map(|job| job.images.iter().map(move |image| (job, image)));
-        images.filter(|(_, image)| image.is_open()).fold(Demand::default(), |sum, (job, image)| Demand {
-            outstanding_s: sum.outstanding_s + self.costs.outstanding_s(job, image),
-            n_queued: sum.n_queued + usize::from(image.phase == Phase::Queued),
-            n_running: sum.n_running + usize::from(image.phase == Phase::Running),
-        })
+        let meant = self.jobs.values().filter(|job| job.is_open() && is_meant(&job.spec.model));
+        meant.fold(Demand::default(), |sum, job| sum.and(self.demand_of(job)))
+    }
+
+    /// Open work by model, in one pass.
+    pub fn demands(&self) -> BTreeMap<&str, Demand> {
+        let mut demands: BTreeMap<&str, Demand> = BTreeMap::new();
+        for job in self.jobs.values().filter(|job| job.is_open()) {
+            let sum = demands.entry(&job.spec.model).or_default();
+            *sum = sum.and(self.demand_of(job));
+        }
+        demands
+    }
+
+    /// Names of models that a member offers.
+    pub fn models_offered(&self) -> BTreeSet<&str> {
+        let models = self.members.values().flat_map(|member| &member.hello.models);
+        models.map(|facts| facts.id.name.as_str()).collect()
+    }
+
+    fn demand_of(&self, job: &Job) -> Demand {
+        let open = job.images.iter().filter(|image| image.is_open());
+        let outstanding_s = open.map(|image| self.costs.outstanding_s(job, image)).sum();
+        Demand { outstanding_s, n_queued: job.n_in(Phase::Queued), n_running: job.n_in(Phase::Running) }
     }
 }
 

@@ -79,6 +79,13 @@ impl Health {
         *self = Self { is_proven: true, ..Self::default() };
     }
 
+    /// What it failed at is to blame for that: it is as if it had not failed.
+    pub(crate) fn acquit(&mut self) {
+        self.in_a_row.clear();
+        self.failed_jobs.clear();
+        self.n_quarantines = 0;
+    }
+
     /// Whether it has done something well since it last failed.
     pub(crate) fn is_proven(&self) -> bool {
         self.is_proven

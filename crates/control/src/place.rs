@@ -217,6 +217,7 @@ impl Control {
                 member.progress = Progress::new(self.now);
             }
         }
+        self.set_patience(epoch);
         let (turn, need) = (self.turn(id), self.need(id));
         let was_told = need.and_then(|need| self.told.get(&need)).is_some_and(|told| told.contains(&turn));
         self.change(id, |image| {

@@ -27,14 +27,14 @@ fn without_images(job: &Job) -> v1::Job {
         state: state(job.phase()).into(),
         revision: job.revision,
         images: Vec::new(),
-        image_counts: Some(counts(&job.images)),
+        image_counts: Some(counts(job)),
     }
 }
 
-fn counts(images: &[Image]) -> v1::ImageCounts {
-    let n = |phase| images.iter().filter(|image| image.phase == phase).count() as u32;
+fn counts(job: &Job) -> v1::ImageCounts {
+    let n = |phase| job.n_in(phase) as u32;
     v1::ImageCounts {
-        total: images.len() as u32,
+        total: job.images.len() as u32,
         queued: n(Phase::Queued),
         running: n(Phase::Running),
         done: n(Phase::Done),
@@ -48,10 +48,8 @@ fn counts(images: &[Image]) -> v1::ImageCounts {
 pub(crate) fn page(control: &Control, before: Option<u64>, most: usize) -> v1::ListJobsResponse {
     /// Of a job, what is not text of its client.
     const ROOM_BYTES: usize = 512;
-    let mut known: Vec<_> = control.jobs().filter(|job| before.is_none_or(|before| job.number < before)).collect();
-    known.sort_by_key(|job| std::cmp::Reverse(job.number));
     let (mut jobs, mut bytes, mut last) = (Vec::new(), 0, 0);
-    for job in known {
+    for job in control.jobs_before(before.unwrap_or(u64::MAX)) {
         let request = &job.spec.request;
         bytes += ROOM_BYTES + job.spec.model.len() + request.prompt.len() + request.negative.len();
         if !jobs.is_empty() && (jobs.len() == most || bytes > LARGEST_PAGE_BYTES) {

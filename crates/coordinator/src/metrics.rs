@@ -32,6 +32,8 @@ pub(crate) struct Metrics {
     heartbeat_age: GaugeVec,
     outstanding: GaugeVec,
     leases_ended: IntCounter,
+    quarantines: IntCounter,
+    stalled: IntCounter,
     fenced: IntCounter,
     refused: IntCounter,
     nonfinite: IntCounter,
@@ -99,6 +101,11 @@ impl Metrics {
                 ),
             )?,
             leases_ended: counter("fresco_lease_lost_total", "Leases that ended without a word.")?,
+            quarantines: counter(
+                "fresco_worker_quarantines_total",
+                "Times a worker was given no work for a while after failures in a row.",
+            )?,
+            stalled: counter("fresco_stalled_total", "Attempts given up because a rank made no progress.")?,
             fenced: counter("fresco_worker_fenced_total", "Messages of an epoch or session that is over, dropped.")?,
             refused: counter("fresco_worker_refused_total", "Workers that were not let in.")?,
             nonfinite: counter("fresco_nonfinite_total", "Attempts that ended with a value that is not finite.")?,
@@ -146,7 +153,7 @@ impl Metrics {
                 metric.with_label_values(&[name(phase)]).set(n as i64);
             }
         }
-        for (state, n) in ["idle", "busy", "draining"].into_iter().zip(seen.members) {
+        for (state, n) in ["idle", "busy", "draining", "quarantined"].into_iter().zip(seen.members) {
             self.workers.with_label_values(&[state]).set(n as i64);
         }
         self.heartbeat_age.reset();
@@ -163,6 +170,8 @@ impl Metrics {
         level(&self.fenced, counted.old_epoch + counted.old_session);
         level(&self.refused, counted.refused);
         level(&self.leases_ended, counted.leases_ended);
+        level(&self.quarantines, counted.quarantines);
+        level(&self.stalled, counted.stalled);
         level(&self.nonfinite, counted.not_finite);
         level(&self.steps_repeated.with_label_values(&["lost"]), counted.cut_by_loss);
         level(&self.steps_repeated.with_label_values(&["failed"]), counted.cut_by_failure);
@@ -183,8 +192,8 @@ fn name(phase: Phase) -> &'static str {
 pub(crate) struct Glance {
     jobs: BTreeMap<Phase, usize>,
     images: BTreeMap<Phase, usize>,
-    /// Idle, busy, draining.
-    members: [usize; 3],
+    /// Idle, busy, draining, in quarantine.
+    members: [usize; 4],
     ages: Vec<(WorkerId, Duration)>,
     demands: BTreeMap<String, Demand>,
     counters: Counters,
@@ -192,20 +201,24 @@ pub(crate) struct Glance {
 
 impl Glance {
     pub(crate) fn at(control: &Control) -> Self {
-        let (mut jobs, mut images, mut demands) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut jobs, mut images) = (BTreeMap::new(), BTreeMap::new());
         for job in control.jobs() {
             *jobs.entry(job.phase()).or_default() += 1;
-            for image in &job.images {
-                *images.entry(image.phase).or_default() += 1;
+            for phase in Phase::ALL {
+                *images.entry(phase).or_default() += job.n_in(phase);
             }
-            demands.entry(job.spec.model.clone()).or_default();
         }
-        for (model, demand) in &mut demands {
-            *demand = control.demand(|name| name == model);
+        // Clients choose names of models; a label is made of those only that a worker offers.
+        let offered = control.models_offered();
+        let mut demands: BTreeMap<String, Demand> =
+            offered.into_iter().map(|m| (m.to_owned(), Demand::default())).collect();
+        for (model, demand) in control.demands() {
+            demands.entry(model.to_owned()).and_modify(|of_model| *of_model = demand);
         }
         let views: Vec<_> = control.members().collect();
         let n = |state| views.iter().filter(|view| view.state == state).count();
-        let members = [n(MemberState::Idle), n(MemberState::Busy), n(MemberState::Draining)];
+        let states = [MemberState::Idle, MemberState::Busy, MemberState::Draining, MemberState::Quarantined];
+        let members = states.map(n);
         let ages = views.iter().map(|view| (view.worker.clone(), Duration::from_millis(view.silent_ms))).collect();
         Self { jobs, images, members, ages, demands, counters: control.counters() }
     }

@@ -68,6 +68,7 @@ impl Control {
         if self.by_request.get(&forgotten.request_id) == Some(&job) {
             self.by_request.remove(&forgotten.request_id);
         }
+        self.by_number.remove(&forgotten.number);
         let pictures = forgotten.images.into_iter().filter_map(|image| Some(image.artifact?.sha256));
         let artifacts = pictures.filter(|sha256| release(&mut self.pictures, sha256)).collect();
         self.put(Output::Forget { job: job.clone(), n_images: forgotten.spec.count, artifacts });

@@ -101,7 +101,7 @@ impl Control {
         }
         let (limits, not_before) = (self.limits(&id, worker), self.now + self.backoff_ms(&id));
         // A failure that puts its worker into quarantine is given back with the others; the image is to end some time.
-        let is_charged = quarantined.is_none() || !self.is_given_back(&id, cause);
+        let is_charged = quarantined.is_none() || !self.is_given_back(&id, worker, cause);
         self.requeue(epoch, None, |image| {
             image.n_tries = image.n_tries.saturating_add(1);
             image.not_before = not_before;
@@ -118,8 +118,13 @@ impl Control {
                 }
             }
         });
+        let has_failed = self.image(&id).is_some_and(|image| image.phase == Phase::Failed);
+        if has_failed && let Some(health) = self.healths.get_mut(worker) {
+            // It was the image, as far as anybody can tell.
+            health.acquit();
+        }
         for Charge { image, cause } in quarantined.into_iter().flatten() {
-            if self.is_given_back(&image, cause) && self.image(&image).is_some_and(Image::is_open) {
+            if self.is_given_back(&image, worker, cause) && self.image(&image).is_some_and(Image::is_open) {
                 self.change(&image, |image| give_back(image, cause));
             }
         }
@@ -142,23 +147,26 @@ impl Control {
     }
 
     /// Whether a failure of a worker that turns out to be sick is no fault of its image. What broke the program or gave
-    /// no finite value may lie in the image as long as nobody has taken a step of its job.
-    fn is_given_back(&self, image: &ImageId, cause: Cause) -> bool {
-        cause == Cause::Device || self.jobs.get(&image.job).is_some_and(|job| job.has_worked)
+    /// no finite value may lie in the image, unless its job works and somebody else can show it.
+    fn is_given_back(&self, image: &ImageId, worker: &WorkerId, cause: Cause) -> bool {
+        cause == Cause::Device || self.works_elsewhere(image, worker)
+    }
+
+    /// Whether steps of an image's job were kept, and somebody is left who has not failed at the image.
+    fn works_elsewhere(&self, image: &ImageId, worker: &WorkerId) -> bool {
+        let (Some(need), Some(avoid)) = (self.need(image), self.image(image).map(|image| &image.avoid)) else {
+            return false;
+        };
+        let is_another = |(other, member): (&WorkerId, &Member)| {
+            other != worker && !member.is_draining && !avoid.contains(other) && need.is_met_by(member)
+        };
+        let has_worked = self.jobs.get(&image.job).is_some_and(|job| job.has_worked);
+        has_worked && self.members.iter().any(is_another)
     }
 
     /// How often an image may fail, now that it failed at `worker`.
     fn limits(&self, image: &ImageId, worker: &WorkerId) -> Limits {
-        let need = self.need(image);
-        let avoid = self.image(image).map(|image| &image.avoid);
-        let is_another = |(other, member): (&WorkerId, &Member)| {
-            other != worker
-                && !member.is_draining
-                && avoid.is_some_and(|avoid| !avoid.contains(other))
-                && need.as_ref().is_some_and(|need| need.is_met_by(member))
-        };
-        let has_worked = self.jobs.get(&image.job).is_some_and(|job| job.has_worked);
-        let most_alike = FEWEST_ALIKE + u32::from(has_worked && self.members.iter().any(is_another));
+        let most_alike = FEWEST_ALIKE + u32::from(self.works_elsewhere(image, worker));
         Limits { most_failures: self.config.most_failures, most_alike, most_tries: self.config.most_tries }
     }
 

@@ -54,6 +54,9 @@ impl Control {
             self.put(Output::Abort { worker: worker.clone(), session, epoch });
         }
         self.members.insert(worker.clone(), member);
+        if let Some(epoch) = seat {
+            self.set_patience(epoch);
+        }
         // A seat it holds and knows nothing of: its process is another one, or is at something else.
         let held = self.attempts.values().filter(|attempt| attempt.rank_of(&worker).is_some());
         let forgotten: Vec<Epoch> = held.map(|attempt| attempt.epoch).filter(|epoch| Some(*epoch) != seat).collect();

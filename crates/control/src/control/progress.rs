@@ -56,6 +56,7 @@ impl Control {
             self.costs.measured(&job.spec.model, job.spec.request.size, all_ms);
         }
         self.learn_speeds(epoch);
+        self.set_patience(epoch);
     }
 
     /// Speeds of members by the paces of their ranks, which tell how they compare; what they add up to stays what the

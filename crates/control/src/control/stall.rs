@@ -48,7 +48,7 @@ impl Control {
         let seats = attempt.seats.iter().zip(attempt.mesh.ranks());
         let at_work = seats.filter_map(|(seat, rank)| {
             let member = self.members.get(seat).filter(|member| member.epoch == Some(attempt.epoch))?;
-            let patience_ms = self.patience_ms(attempt, rank);
+            let patience_ms = attempt.patience_ms.get(usize::from(rank.0)).copied()?;
             Some(if member.progress.waits {
                 attempt.progress_at + patience_ms.saturating_mul(ALL_WAIT)
             } else {
@@ -91,6 +91,15 @@ impl Control {
             if let Some(member) = self.members.get_mut(&worker) {
                 member.is_stuck = true;
             }
+        }
+    }
+
+    /// Works out how long the ranks of an attempt may stand still, by what is known of their speeds now.
+    pub(crate) fn set_patience(&mut self, epoch: Epoch) {
+        let Some(attempt) = self.attempts.get(&epoch) else { return };
+        let patience_ms = attempt.mesh.ranks().map(|rank| self.patience_ms(attempt, rank)).collect();
+        if let Some(attempt) = self.attempts.get_mut(&epoch) {
+            attempt.patience_ms = patience_ms;
         }
     }
 

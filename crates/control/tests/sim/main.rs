@@ -11,6 +11,7 @@ mod ranks;
 mod rng;
 mod scene;
 mod shell;
+mod sick;
 mod worker;
 mod world;
 

@@ -36,6 +36,7 @@ pub(crate) struct Oracle {
     /// Failures since the last step forward.
     n_failures: BTreeMap<ImageId, u32>,
     pub(crate) n_not_finite: BTreeMap<ImageId, u32>,
+    n_bugs: BTreeMap<ImageId, u32>,
     /// Images a client wants again; whether it gets them is seen when they go back.
     pub(crate) wanted_again: BTreeSet<ImageId>,
     /// Images that a client had made again, until the world has heard of it.
@@ -116,6 +117,9 @@ impl Oracle {
             Input::Failed { epoch, cause, .. } if is_in => {
                 if let Some(attempt) = control.attempt(*epoch) {
                     *self.n_failures.entry(attempt.image.clone()).or_default() += 1;
+                    if *cause == plan::Cause::Bug {
+                        *self.n_bugs.entry(attempt.image.clone()).or_default() += 1;
+                    }
                     if *cause == plan::Cause::NotFinite {
                         *self.n_not_finite.entry(attempt.image.clone()).or_default() += 1;
                     }
@@ -285,6 +289,7 @@ impl Oracle {
             self.n_steps.remove(id);
             self.n_failures.remove(id);
             self.n_not_finite.remove(id);
+            self.n_bugs.remove(id);
             self.begun_anew.push(id.clone());
         }
         let before = self.n_steps.insert(id.clone(), image.n_steps_done).unwrap_or(0);
@@ -301,7 +306,10 @@ impl Oracle {
         if image.phase == Phase::Failed {
             let n_failures = self.n_failures.get(id).copied().unwrap_or(0);
             let n_not_finite = self.n_not_finite.get(id).copied().unwrap_or(0);
-            self.must(n_failures >= 5 || n_not_finite >= 2, || format!("{id} failed for nothing: {}", image.message));
+            let n_bugs = self.n_bugs.get(id).copied().unwrap_or(0);
+            self.must(n_failures >= 5 || n_not_finite >= 2 || n_bugs >= 2, || {
+                format!("{id} failed for nothing: {}", image.message)
+            });
             self.must(!image.message.is_empty(), || format!("{id} failed and does not say why"));
         }
     }

@@ -76,6 +76,10 @@ impl World {
                 }
             }
             Fault::DiskFull { for_ms } => self.shell.disk_full_until = self.now + for_ms,
+            Fault::Sicken { worker, cause, for_ms } => {
+                self.workers[worker].is_sick = Some((cause, self.now + for_ms));
+            }
+            Fault::Hang { worker, for_ms } => self.hang(worker, for_ms),
             Fault::BreakDevice { worker } => self.workers[worker].device_breaks = true,
             Fault::Impostor { worker } => {
                 let (id, mut hello) = (self.workers[worker].id.clone(), self.workers[worker].hello());

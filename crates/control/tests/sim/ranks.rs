@@ -6,7 +6,7 @@ use control::{ArtifactRef, Input};
 use plan::{ArtifactKind, Assignment, Cause, Epoch, ImageId, Rank, WorkerId};
 
 use crate::scene::FAULTS_END_MS;
-use crate::worker::{At, Connection, Part, Report};
+use crate::worker::{At, Connection, Part, Report, Worker};
 use crate::world::{Happening, Order, ToWorker, World};
 
 /// The ranks of one attempt.
@@ -31,6 +31,7 @@ impl World {
         process.life += 1;
         (process.is_alive, process.is_paused, process.drains) = (true, false, false);
         (process.part, process.connection) = (None, None);
+        (process.hangs_until, process.lingers) = (0, None);
         process.reports.clear();
         self.reach(0, worker, ToWorker::Connect);
     }
@@ -97,14 +98,23 @@ impl World {
     pub(crate) fn say(&mut self, worker: usize, report: Report) {
         if self.workers[worker].is_connected() {
             self.up(worker, report);
-        } else if !matches!(report, Report::Heartbeat | Report::Drain) {
+        } else if !matches!(report, Report::Heartbeat { .. } | Report::Drain) {
             self.workers[worker].reports.push_back(report);
         }
     }
 
     pub(crate) fn worker_happens(&mut self, worker: usize, what: ToWorker) {
         let current = self.workers[worker].connection.map(|connection| connection.id);
+        let hangs_ms = self.workers[worker].hangs_until.saturating_sub(self.now);
+        let is_of_thread = matches!(
+            what,
+            ToWorker::Begin { .. } | ToWorker::Fetched { .. } | ToWorker::PeerGone { .. } | ToWorker::Upload { .. }
+        );
+        if hangs_ms > 0 && is_of_thread {
+            return self.reach(hangs_ms, worker, what);
+        }
         match what {
+            ToWorker::Begin { assignment } => self.begin(worker, *assignment),
             ToWorker::Connect if current.is_none() => {
                 if self.workers[worker].is_cut_until > self.now {
                     return self.reach(500, worker, ToWorker::Connect);
@@ -121,7 +131,10 @@ impl World {
                 self.disconnected(worker);
             }
             ToWorker::Beat { connection } if current == Some(connection) => {
-                self.say(worker, Report::Heartbeat);
+                let epoch = self.workers[worker].part.as_ref().map(|part| part.assignment.epoch);
+                let waits = epoch.and_then(|epoch| self.teams.get(&epoch)).is_some_and(|team| team.is_blocked);
+                let work = self.workers[worker].work(self.now, waits);
+                self.say(worker, Report::Heartbeat { work });
                 self.reach(crate::shell::LEASE_MS / 3, worker, ToWorker::Beat { connection });
             }
             ToWorker::Order { connection, order } if current == Some(connection) => self.obey(worker, order),
@@ -173,7 +186,21 @@ impl World {
         }
     }
 
+    /// The thread of a worker's rank stops where it is.
+    pub(crate) fn hang(&mut self, worker: usize, for_ms: u64) {
+        let process = &mut self.workers[worker];
+        if !process.is_alive || process.part.is_none() {
+            return;
+        }
+        process.hangs_until = process.hangs_until.max(self.now + for_ms);
+        let (at, life) = (process.hangs_until, process.life);
+        self.at(at, Happening::GoesOn { worker, life });
+    }
+
     fn begin(&mut self, worker: usize, assignment: Assignment) {
+        if self.workers[worker].hangs_until > self.now {
+            return self.reach(0, worker, ToWorker::Begin { assignment: Box::new(assignment) });
+        }
         let epoch = assignment.epoch;
         if self.workers[worker].part.as_ref().is_some_and(|part| part.assignment.epoch >= epoch) {
             return;
@@ -277,7 +304,8 @@ impl World {
 
     /// Whether all ranks can end what they do together; if one is paused, they wait for it.
     fn are_together(&mut self, epoch: Epoch) -> bool {
-        let is_paused = self.peers(epoch).iter().any(|peer| self.workers[*peer].is_paused);
+        let stands = |worker: &Worker| worker.is_paused || worker.hangs_until > self.now;
+        let is_paused = self.peers(epoch).iter().any(|peer| stands(&self.workers[*peer]));
         let Some(team) = self.teams.get_mut(&epoch) else { return false };
         team.is_blocked = is_paused && !team.is_broken;
         !team.is_broken && !is_paused
@@ -327,6 +355,11 @@ impl World {
         let broken = peers.iter().copied().find(|peer| std::mem::take(&mut self.workers[*peer].device_breaks));
         if let Some(worker) = broken {
             return Some((worker, Cause::Device, "the device broke".into()));
+        }
+        let now = self.now;
+        let is_sick = |peer: &usize| Some((*peer, self.workers[*peer].is_sick.filter(|(_, until)| *until > now)?.0));
+        if let Some((worker, cause)) = peers.iter().find_map(is_sick) {
+            return Some((worker, cause, "it is sick".into()));
         }
         let team = self.teams.get(&epoch)?;
         let wrong = self.scene.not_finite?;
@@ -453,6 +486,9 @@ impl World {
 
     fn drop_part(&mut self, worker: usize) {
         if let Some(part) = self.workers[worker].part.take() {
+            if self.workers[worker].hangs_until > self.now {
+                self.workers[worker].lingers = Some(part.assignment.epoch);
+            }
             let is_at_work = matches!(part.at, At::Working | At::Gated | At::Fetching);
             if is_at_work {
                 self.break_team(worker, part.assignment.epoch);

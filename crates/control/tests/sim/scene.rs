@@ -1,7 +1,7 @@
 //! What a seed stands for: who is there, what is asked, and which faults happen when.
 
 use control::JobSpec;
-use plan::{ArtifactKind, Clean, ImageSize, RenderRequest};
+use plan::{ArtifactKind, Cause, Clean, ImageSize, RenderRequest};
 
 use crate::rng::Rng;
 
@@ -87,6 +87,17 @@ pub(crate) enum Fault {
     },
     /// No picture can be kept.
     DiskFull {
+        for_ms: u64,
+    },
+    /// Every step of a worker fails, for a while.
+    Sicken {
+        worker: usize,
+        cause: Cause,
+        for_ms: u64,
+    },
+    /// The thread of a worker's rank does nothing, for a while; its heartbeats go on.
+    Hang {
+        worker: usize,
         for_ms: u64,
     },
     /// The next step of a worker fails on its device.
@@ -226,7 +237,7 @@ impl Scene {
             Mode::Crashes if rng.chance(50) => crash(rng),
             Mode::Kills if rng.chance(60) => kill(rng),
             Mode::Crashes | Mode::Kills => calm(rng),
-            Mode::Storm => match rng.of(0..14) {
+            Mode::Storm => match rng.of(0..16) {
                 0 | 1 => calm(rng),
                 2 => crash(rng),
                 3 | 4 => kill(rng),
@@ -238,6 +249,11 @@ impl Scene {
                 10 => Fault::BreakDevice { worker },
                 11 => Fault::Impostor { worker },
                 12 => Fault::Rogue { worker },
+                13 => {
+                    let cause = [Cause::Device, Cause::Bug, Cause::NotFinite][rng.index(3)];
+                    Fault::Sicken { worker, cause, for_ms: rng.of(100..60_000) }
+                }
+                14 => Fault::Hang { worker, for_ms: rng.of(100..60_000) },
                 _ => Fault::Nonsense,
             },
         }

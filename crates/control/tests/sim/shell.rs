@@ -39,6 +39,7 @@ pub(crate) fn config() -> Config {
         lease_ttl_ms: LEASE_MS,
         reattach_ms: 3 * LEASE_MS,
         reconnect_ms: RECONNECT_MS,
+        stall_ms: 10_000,
         most_losses: 1_000,
         ..Config::default()
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use control::{ArtifactRef, Hello, Input, Running, SessionId};
+use control::{ArtifactRef, Hello, Input, Running, SessionId, Work};
 use plan::{Assignment, Cause, Epoch, ModelFacts, ModelId, ModelSpec, Rank, WorkerId};
 
 use crate::scene::WorkerSpec;
@@ -10,7 +10,7 @@ use crate::scene::WorkerSpec;
 /// What a worker tells the coordinator on its session.
 #[derive(Debug, Clone)]
 pub(crate) enum Report {
-    Heartbeat,
+    Heartbeat { work: Option<Work> },
     Drain,
     StepTaken { epoch: Epoch, rank: Rank, compute_ms: f64 },
     Stopped { epoch: Epoch },
@@ -22,7 +22,7 @@ pub(crate) enum Report {
 impl Report {
     pub(crate) fn input(self, worker: WorkerId, session: SessionId) -> Input {
         match self {
-            Self::Heartbeat => Input::Heartbeat { worker, session, work: None },
+            Self::Heartbeat { work } => Input::Heartbeat { worker, session, work },
             Self::Drain => Input::Drain { worker, session },
             Self::StepTaken { epoch, rank, compute_ms } => {
                 Input::StepTaken { worker, session, epoch, rank, compute_ms }
@@ -87,6 +87,12 @@ pub(crate) struct Worker {
     pub(crate) drains: bool,
     pub(crate) speed_percent: u64,
     pub(crate) device_breaks: bool,
+    /// With what its steps fail, and until when.
+    pub(crate) is_sick: Option<(Cause, u64)>,
+    /// Its rank's thread does nothing until then.
+    pub(crate) hangs_until: u64,
+    /// The attempt whose thread hangs, though it was given up.
+    pub(crate) lingers: Option<Epoch>,
     pub(crate) connection: Option<Connection>,
     /// Reports that wait for a session.
     pub(crate) reports: VecDeque<Report>,
@@ -105,10 +111,21 @@ impl Worker {
             drains: false,
             speed_percent: 100,
             device_breaks: false,
+            is_sick: None,
+            hangs_until: 0,
+            lingers: None,
             connection: None,
             reports: VecDeque::new(),
             part: None,
         }
+    }
+
+    /// What its rank's thread is at: the count of what is done stands still while it hangs.
+    pub(crate) fn work(&self, now: u64, waits: bool) -> Option<Work> {
+        let hangs = self.hangs_until > now;
+        let part = self.part.as_ref().filter(|part| part.at != At::Over).map(|part| part.assignment.epoch);
+        let epoch = self.lingers.filter(|_| hangs).or(part)?;
+        Some(Work { epoch, progress: if hangs { 0 } else { now }, waits: waits && !hangs })
     }
 
     pub(crate) fn is_connected(&self) -> bool {

@@ -33,6 +33,7 @@ pub(crate) enum ToWorker {
     Order { connection: u64, order: Order },
     Lost { connection: u64 },
     Connect,
+    Begin { assignment: Box<Assignment> },
     Beat { connection: u64 },
     Fetched { epoch: Epoch },
     RowsDone { epoch: Epoch, n: usize, are_kept: bool },
@@ -49,6 +50,11 @@ pub(crate) enum Happening {
         worker: usize,
     },
     Continue {
+        worker: usize,
+        life: u64,
+    },
+    /// A thread that hung goes on.
+    GoesOn {
         worker: usize,
         life: u64,
     },
@@ -246,6 +252,12 @@ impl World {
                     for what in self.deferred.remove(&worker).unwrap_or_default() {
                         self.reach(0, worker, what);
                     }
+                    self.unblock(worker);
+                }
+            }
+            Happening::GoesOn { worker, life } => {
+                if self.workers[worker].life == life && self.workers[worker].hangs_until <= self.now {
+                    self.workers[worker].lingers = None;
                     self.unblock(worker);
                 }
             }
