@@ -126,6 +126,8 @@ pub struct Control {
     pub(crate) queue: Queue,
     /// Queued images whose message says what they wait for.
     pub(crate) told: BTreeMap<Need, BTreeSet<Turn>>,
+    /// Queued images whose message says that no worker has room for them.
+    pub(crate) too_large: BTreeSet<ImageId>,
     pub(crate) next_epoch: Epoch,
     next_number: u64,
     /// Images that are neither done nor given up.
@@ -155,6 +157,7 @@ impl Control {
             rifts: Rifts::default(),
             queue: Queue::default(),
             told: BTreeMap::new(),
+            too_large: BTreeSet::new(),
             next_epoch: Epoch(1),
             next_number: 0,
             n_open: 0,

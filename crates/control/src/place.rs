@@ -14,6 +14,7 @@ use crate::member::{Member, Progress};
 use crate::output::{Output, Record};
 use crate::queue::{Need, Queue, Turn};
 
+mod room;
 mod stop;
 
 /// Images of one need that are told what they wait for: all would be a flood, and the queue moves them up.
@@ -81,32 +82,57 @@ impl Control {
         let mut teams: Vec<Team> = Vec::new();
         let meets =
             |need: &Need, worker: &WorkerId| self.members.get(worker).is_some_and(|member| need.is_met_by(member));
-        let mut queues: Vec<_> = self.queue.ready().map(|(need, turns)| (need, turns.iter())).collect();
+        let mut queues: Vec<_> =
+            self.queue.ready().map(|(need, turns)| (need, turns, turns.range::<Turn, _>(..))).collect();
         let mut n_passed_over = 0;
         loop {
             // A queue nobody who is free can serve need not be walked, nor images without end that wait for others.
-            queues.retain(|(need, turns)| {
-                turns.len() > 0
+            queues.retain(|(need, _, turns)| {
+                turns.clone().next().is_some()
                     && (!need.is_tried || n_passed_over < MOST_PASSED_OVER)
                     && free.iter().any(|worker| meets(need, worker))
             });
-            let next = queues.iter_mut().min_by_key(|(_, turns)| turns.clone().next());
-            let Some((need, Some((_, image)))) = next.map(|(need, turns)| (*need, turns.next())) else { break };
-            match self.worker_for(image, need, free) {
-                Some(worker) => {
-                    free.retain(|other| *other != worker);
-                    teams.push(Team { image: image.clone(), need: need.clone(), workers: vec![worker] });
+            let next = queues.iter_mut().min_by_key(|(_, _, turns)| turns.clone().next());
+            let Some((need, all, turns)) = next else { break };
+            let Some((number, image)) = turns.next() else { break };
+            match self.workers_for(image, need, free) {
+                Some(workers) => {
+                    free.retain(|other| !workers.contains(other));
+                    teams.push(Team { image: image.clone(), need: (*need).clone(), workers });
                 }
+                // Images of a job are as large as each other.
+                None if !need.is_tried => *turns = all.range(Queue::after_job(*number)..),
                 None => n_passed_over += 1,
             }
         }
         teams
     }
 
-    /// Who is to make an image: of the free that can, the fastest. One that was tried is kept for a worker known to be
+    /// Who is to make an image: one worker that has room for it, or as few as have, if nobody in the farm has alone.
+    fn workers_for(&self, image: &ImageId, need: &Need, free: &[WorkerId]) -> Option<Vec<WorkerId>> {
+        if let Some(worker) = self.worker_for(image, need, free) {
+            return Some(vec![worker]);
+        }
+        let able = |(worker, member): (&WorkerId, &Member)| {
+            !member.is_draining && need.is_met_by(member) && self.fits_alone(image, worker)
+        };
+        if self.members.iter().any(able) {
+            return None;
+        }
+        let avoid = &self.image(image)?.avoid;
+        let serves = |worker: &&WorkerId| {
+            !avoid.contains(*worker) && self.members.get(*worker).is_some_and(|member| need.is_met_by(member))
+        };
+        let serving: Vec<WorkerId> = free.iter().filter(serves).cloned().collect();
+        self.team_with_room(image, &serving)
+    }
+
+    /// Who is to make an image alone: of the free that can, the fastest. One that was tried is kept for a worker known to be
     /// well, and from those that failed at it, as long as there are others.
     fn worker_for(&self, image: &ImageId, need: &Need, free: &[WorkerId]) -> Option<WorkerId> {
-        let serves = |worker: &WorkerId| self.members.get(worker).is_some_and(|member| need.is_met_by(member));
+        let serves = |worker: &WorkerId| {
+            self.members.get(worker).is_some_and(|member| need.is_met_by(member)) && self.fits_alone(image, worker)
+        };
         if !need.is_tried {
             return free.iter().find(|worker| serves(worker)).cloned();
         }
@@ -118,7 +144,7 @@ impl Control {
         }
         let rests = |worker: &WorkerId| self.healths.get(worker).is_some_and(|health| health.is_quarantined(self.now));
         let mut others = self.members.iter().filter(|(worker, member)| {
-            !member.is_draining && need.is_met_by(member) && !avoid.contains(*worker) && !rests(worker)
+            !member.is_draining && serves(worker) && !avoid.contains(*worker) && !rests(worker)
         });
         // Who is at work may turn out to be well.
         if others.any(|(worker, member)| is_proven(worker) || member.epoch.is_some()) {
@@ -163,13 +189,14 @@ impl Control {
         !is_spared
             && !is_parted
             && first.zip(self.members.get(worker)).is_some_and(|(first, other)| first.equals(other, model))
+            && self.fits_cut(&team.image, &[team.workers.as_slice(), std::slice::from_ref(worker)].concat())
     }
 
     pub(crate) fn facts<'a>(&self, id: &ImageId, member: &'a Member) -> Option<&'a ModelFacts> {
         member.facts(&self.jobs.get(&id.job)?.spec.model)
     }
 
-    fn speed(&self, worker: &WorkerId) -> f64 {
+    pub(crate) fn speed(&self, worker: &WorkerId) -> f64 {
         self.members.get(worker).map_or(1.0, |member| member.speed)
     }
 
@@ -220,6 +247,7 @@ impl Control {
         self.set_patience(epoch);
         let (turn, need) = (self.turn(id), self.need(id));
         let was_told = need.and_then(|need| self.told.get(&need)).is_some_and(|told| told.contains(&turn));
+        let was_told = self.too_large.remove(id) || was_told;
         self.change(id, |image| {
             (image.phase, image.epoch) = (Phase::Running, Some(epoch));
             (image.numeric_class, image.weights_sha256) = (Some(numeric_class), Some(weights_sha256));
@@ -283,6 +311,26 @@ impl Control {
         let silent: Vec<ImageId> = silent.map(|(_, image)| image.clone()).collect();
         for image in silent {
             self.say_what_image_waits_for(&image);
+        }
+        self.say_what_is_too_large();
+    }
+
+    /// Tells the first image of each queue that no worker has room for; takes it back when one has.
+    fn say_what_is_too_large(&mut self) {
+        let fit_now: Vec<ImageId> =
+            self.too_large.iter().filter(|image| self.says_too_large(image).is_none()).cloned().collect();
+        for image in fit_now {
+            self.too_large.remove(&image);
+            self.change(&image, |image| image.message.clear());
+        }
+        let first = self.queue.ready().filter_map(|(_, turns)| Some(&turns.first()?.1));
+        let new: Vec<(ImageId, String)> = first
+            .filter(|image| !self.too_large.contains(*image))
+            .filter_map(|image| Some((image.clone(), self.says_too_large(image)?)))
+            .collect();
+        for (id, message) in new {
+            self.change(&id, |image| image.message = message);
+            self.too_large.insert(id);
         }
     }
 

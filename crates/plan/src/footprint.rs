@@ -78,6 +78,11 @@ impl Footprint {
         u128::from(weights_bytes) + self.dit_bytes.max(self.vae_bytes + self.picture_bytes) + ALLOWANCE_BYTES
     }
 
+    /// The same without the weights, on a device that stores a value in `value_bytes`: 4 on a CPU, less on a GPU.
+    pub fn beside_weights_bytes(&self, value_bytes: u64) -> u128 {
+        if value_bytes == 4 { self.on_cpu_bytes(0) } else { self.on_gpu_bytes() }
+    }
+
     /// The same of a GPU's memory, beside the weights that are there already.
     pub fn on_gpu_bytes(&self) -> u128 {
         self.dit_bytes.max(self.vae_bytes) + ALLOWANCE_BYTES

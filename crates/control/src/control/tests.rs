@@ -16,6 +16,7 @@ mod failing;
 mod health;
 mod joining;
 mod placing;
+mod room;
 mod splitting;
 mod stalling;
 

@@ -200,7 +200,9 @@ impl Control {
         };
         let free = self.members.iter().filter(may_sit);
         let may_join = |(worker, member): &(&WorkerId, &Member)| {
-            first.equals(member, &job.spec.model) && !self.rifts.part(worker, &attempt.seats, self.now)
+            first.equals(member, &job.spec.model)
+                && !self.rifts.part(worker, &attempt.seats, self.now)
+                && self.fits_cut(&attempt.image, &[attempt.seats.as_slice(), std::slice::from_ref(*worker)].concat())
         };
         free.filter(may_join).map(|(worker, _)| worker).collect()
     }
