@@ -6,17 +6,23 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use plan::request::MAX_STEPS;
-use plan::{ArtifactKind, Clean, ImageSize};
+use coordinator::role::without_empty_variables;
+use plan::{ArtifactKind, Clean};
 
 use crate::bench::BenchArgs;
 
 mod farm;
+mod hint;
+mod picture;
+mod variable;
 
 pub(crate) use farm::{
     DeleteArgs, DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
     WorkerCommand,
 };
+pub(crate) use hint::hint;
+pub(crate) use picture::{PictureArgs, RenderArgs, Seed};
+pub(crate) use variable::Variable;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,8 +35,9 @@ Examples:
   fresco doctor                      # whether this machine is ready";
 
 const SETTINGS: &str = "\
-Settings: a flag goes before the environment (FRESCO_STEPS=12), that before fresco.toml in the current folder, \
-that before fresco/fresco.toml in your configuration folder. A table is named after its command:
+Settings are taken from flags, then from the environment (FRESCO_STEPS=12; an empty variable counts as not set), then \
+from fresco.toml in the current folder, then from fresco/fresco.toml in your configuration folder. A table is named \
+after its command:
 
   [render]
   steps = 12
@@ -51,7 +58,8 @@ pub(crate) struct Cli {
 
 /// The command line, with names of variables in its help and not what they hold at the moment.
 pub(crate) fn command() -> clap::Command {
-    Cli::command().mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)))
+    let command = Cli::command().mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)));
+    without_empty_variables(command)
 }
 
 /// What to do.
@@ -97,109 +105,6 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
-}
-
-const RENDER_EXAMPLES: &str = "\
-Examples:
-  fresco render \"desert dunes at night\" --size 256x256 --steps 12
-  fresco render \"a calm sea at dawn\" --count 4 --out sea.png   # sea-0.png … sea-3.png
-  echo \"a pine forest in thick fog\" | fresco render - --json
-  fresco render \"an astronaut riding a horse\" --model ./PixArt-Sigma --size 1024x576";
-
-/// What to draw: flags that `render` and `submit` share.
-#[derive(Debug, Args)]
-pub(crate) struct PictureArgs {
-    /// What to draw; `-` reads it from standard input
-    #[arg(value_name = "PROMPT")]
-    pub(crate) prompt: String,
-
-    /// Model: a folder in the diffusers layout, or the name of one in $FRESCO_MODELS or models/
-    #[arg(long, env = "FRESCO_MODEL", value_name = "DIR|NAME", default_value = "demo")]
-    pub(crate) model: String,
-
-    /// Width and height in pixels, multiples of 16 up to 8192; memory and time grow with their product [default: the size the
-    /// model is at its best with]
-    #[arg(long, env = "FRESCO_SIZE", value_name = "WxH")]
-    pub(crate) size: Option<ImageSize>,
-
-    /// Denoising steps; time grows with them, beyond 20 little changes
-    #[arg(long, env = "FRESCO_STEPS", value_name = "N", default_value = "20", allow_negative_numbers = true)]
-    #[arg(value_parser = steps)]
-    pub(crate) steps: u32,
-
-    /// How closely the prompt is followed; 1 turns guidance off and halves the time
-    #[arg(long, env = "FRESCO_GUIDANCE", value_name = "G", default_value = "4.5", allow_negative_numbers = true)]
-    pub(crate) guidance: f64,
-
-    /// Seed of the initial noise; equal seeds and settings give equal bytes
-    #[arg(long, env = "FRESCO_SEED", value_name = "S", default_value = "0", allow_negative_numbers = true)]
-    #[arg(value_parser = seed)]
-    pub(crate) seed: u64,
-
-    /// What to steer away from
-    #[arg(long, env = "FRESCO_NEGATIVE", value_name = "TEXT", default_value = "", hide_default_value = true)]
-    pub(crate) negative: String,
-
-    /// How many pictures, with the seeds S, S+1, …; each file's name gets its seed
-    #[arg(long, env = "FRESCO_COUNT", value_name = "N", default_value = "1")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(crate) count: u32,
-
-    /// How prompts are prepared: `basic` lower-cases and strips them, as the reference does
-    #[arg(long, env = "FRESCO_CLEAN", value_name = "HOW", default_value = "basic")]
-    pub(crate) clean: CleanName,
-
-    /// Bits per channel of a .png
-    #[arg(long, env = "FRESCO_BIT_DEPTH", value_name = "BITS", default_value = "8")]
-    pub(crate) bit_depth: BitDepth,
-}
-
-/// Flags of `render`.
-#[derive(Debug, Args)]
-#[command(before_help = RENDER_EXAMPLES)]
-pub(crate) struct RenderArgs {
-    #[command(flatten)]
-    pub(crate) picture: PictureArgs,
-
-    /// Model folder that gives the parts --model lacks, for folders with a transformer alone
-    #[arg(long, env = "FRESCO_BASE", value_name = "DIR|NAME")]
-    pub(crate) base: Option<String>,
-
-    /// Where the picture goes, .png or .safetensors (latents, image, embeds) [default: from the prompt and seed]
-    #[arg(long, env = "FRESCO_OUT", value_name = "PATH")]
-    pub(crate) out: Option<PathBuf>,
-
-    /// Replace files that exist
-    #[arg(long, env = "FRESCO_FORCE", value_parser = BoolishValueParser::new())]
-    pub(crate) force: bool,
-
-    /// Initial noise from a safetensors file, tensor `latents` [1, 4, H/8, W/8] in f32, in place of the seed's
-    #[arg(long, env = "FRESCO_LATENTS", value_name = "FILE")]
-    pub(crate) latents: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub(crate) threads: Threads,
-
-    /// Split each picture over so many workers of this process; the bytes are the same for any number
-    #[arg(long, env = "FRESCO_WORKERS", value_name = "N", default_value = "1")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) workers: u16,
-
-    /// Write NAME.preview.png every N steps while the picture is at work; 0 is never
-    #[arg(long, env = "FRESCO_PREVIEW_EVERY", value_name = "N", default_value = "0")]
-    pub(crate) preview_every: u32,
-
-    /// Print one JSON object per picture, and nothing else, on standard output
-    #[arg(long, env = "FRESCO_JSON", value_parser = BoolishValueParser::new())]
-    pub(crate) json: bool,
-}
-
-fn steps(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("a whole number from 1 to {MAX_STEPS} is needed, 12 to 20 is usual"))
-}
-
-fn seed(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| format!("a whole number from 0 to {} is needed", u64::MAX))
 }
 
 /// How many cores work.

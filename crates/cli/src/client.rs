@@ -1,72 +1,50 @@
 //! The commands of a farm's clients: `submit`, `wait`, `get`, `list`, `watch`, `cancel`, `retry`, `delete`,
 //! `download`, and `worker drain`.
 //!
-//! The connection and the errors of calls are in `client/call.rs`, lines and JSON of jobs in `client/show.rs`.
+//! The longer ones have files of their own. The connection and the errors of calls are in `client/call.rs`, lines and JSON
+//! of jobs in `client/show.rs`.
 
 mod call;
+mod download;
 mod show;
+mod submit;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use wire::v1;
 use wire::v1::State;
-use wire::{convert, v1};
 
 pub(crate) use call::{Client, Watched};
+pub(crate) use download::download;
+pub(crate) use submit::submit;
 
-use crate::args::{DeleteArgs, DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, PictureArgs, SubmitArgs, WatchArgs};
+use crate::args::{DeleteArgs, DrainArgs, Farm, JobArgs, ListArgs, WatchArgs};
 use crate::exit::{Outcome, Stop};
-use crate::output::Target;
-use crate::{engine, farm, render, terminal};
+use crate::{farm, interrupt, terminal};
 
 /// Runs one call, or a few, against a farm.
 fn with<T>(farm: &Farm, calls: impl AsyncFnOnce(&mut Client) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    interrupt::listen("what the farm has taken in goes on")?;
     farm::runtime()?.block_on(async { calls(&mut Client::connect(&farm.coordinator).await?).await })
-}
-
-/// `fresco submit`.
-pub(crate) fn submit(args: &SubmitArgs) -> anyhow::Result<Outcome> {
-    let (model, size) = model_and_size(&args.picture)?;
-    let request = render::request(&args.picture, size)?;
-    let spec = convert::spec_of(&request, &model, args.picture.count, args.picture.bit_depth.into());
-    with(&args.farm, async |client| {
-        let job = client.submit(spec, args.request_id.clone()).await?;
-        if args.wait {
-            if !args.json {
-                terminal::say(&job.id)?;
-            }
-            return wait_for(client, &job.id, args.json).await;
-        }
-        if args.json {
-            terminal::say_json(&show::job(&job))?
-        } else {
-            terminal::say(&job.id)?
-        }
-        Ok(Outcome::Done)
-    })
-}
-
-/// What the farm calls the model, and the size to render: the asked one, or the one the folder here names.
-fn model_and_size(args: &PictureArgs) -> anyhow::Result<(String, plan::ImageSize)> {
-    match (engine::open_folder(&args.model, None), args.size) {
-        (Ok((_, folder)), size) => Ok((folder.name().to_owned(), size.unwrap_or_else(|| folder.natural_size()))),
-        (Err(_), Some(size)) => Ok((args.model.clone(), size)),
-        (Err(_), None) => {
-            let fault =
-                format!("model `{}` is not on this machine, which could tell its size: give --size", args.model);
-            Err(Stop::Usage(fault).into())
-        }
-    }
 }
 
 /// `fresco wait`.
 pub(crate) fn wait(args: &JobArgs) -> anyhow::Result<Outcome> {
-    with(&args.farm, async |client| wait_for(client, &args.job, args.json).await)
+    with(&args.farm, async |client| {
+        let job = until_over(client, &args.job).await?;
+        if args.json {
+            terminal::say_json(&show::job(&job))?
+        } else {
+            terminal::say(&show::line(&job))?
+        }
+        Ok(outcome(&job))
+    })
 }
 
-async fn wait_for(client: &mut Client, id: &str, json: bool) -> anyhow::Result<Outcome> {
+/// Waits until a job is over, and tells on standard error what keeps it.
+async fn until_over(client: &mut Client, id: &str) -> anyhow::Result<v1::Job> {
     let mut said = BTreeMap::new();
     let watched = client.watch(id, 0, |event| {
         // What an image waits for, or why it is tried again.
@@ -78,16 +56,10 @@ async fn wait_for(client: &mut Client, id: &str, json: bool) -> anyhow::Result<O
         }
         ControlFlow::Continue(())
     });
-    let job = match watched.await? {
-        Watched::Over(job) => job,
-        Watched::Left(_) => return Err(Stop::Unavailable(format!("the farm went away while job {id} went on")).into()),
-    };
-    if json {
-        terminal::say_json(&show::job(&job))?
-    } else {
-        terminal::say(&show::line(&job))?
+    match watched.await? {
+        Watched::Over(job) => Ok(job),
+        Watched::Left => Err(Stop::Unavailable(format!("the farm went away while job {id} went on")).into()),
     }
-    Ok(outcome(&job))
 }
 
 /// How a job's end is told by the exit code.
@@ -171,9 +143,7 @@ pub(crate) fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
         match (failed, watched) {
             (Some(error), _) => Err(error),
             (None, Watched::Over(job)) => Ok(outcome(&job)),
-            (None, Watched::Left(_)) => {
-                Err(Stop::Unavailable(format!("the farm went away: `fresco watch {id}`")).into())
-            }
+            (None, Watched::Left) => Err(Stop::Unavailable(format!("the farm went away: `fresco watch {id}`")).into()),
         }
     })
 }
@@ -199,47 +169,4 @@ pub(crate) fn delete(args: &DeleteArgs) -> anyhow::Result<Outcome> {
         }
         Ok(Outcome::Done)
     })
-}
-
-/// `fresco download`.
-pub(crate) fn download(args: &DownloadArgs) -> anyhow::Result<Outcome> {
-    let JobArgs { job: id, farm, json } = &args.job;
-    with(farm, async |client| {
-        let job = client.job(id).await?;
-        let done: Vec<u32> =
-            job.images.iter().filter(|image| image.artifact.is_some()).map(|image| image.index).collect();
-        if done.is_empty() {
-            let fault = format!("job {id} has no finished picture yet: `fresco wait {id}`");
-            return Err(Stop::NotFound(fault).into());
-        }
-        for index in &done {
-            let (artifact, bytes) = client.artifact(id, *index).await?;
-            let name = name_of(args.out.as_deref(), id, &artifact, (job.images.len() > 1).then_some(*index));
-            let target = Target::named(name, convert::artifact_kind(artifact.kind)?, args.force);
-            let path = target.write(&bytes)?.display().to_string();
-            if *json {
-                let sha256 = &artifact.sha256;
-                terminal::say_json(&serde_json::json!({"path": path, "image": index, "sha256": sha256}))?;
-            } else {
-                terminal::say(&terminal::printable(&path))?;
-            }
-        }
-        let is_open = |image: &v1::Image| matches!(image.state(), State::Queued | State::Running);
-        let n_open = job.images.iter().filter(|image| is_open(image)).count();
-        if n_open > 0 {
-            let n_images = job.images.len();
-            terminal::note(&format!("{n_open} of {n_images} pictures are still to come: `fresco wait {id}`"));
-        }
-        Ok(if done.len() == job.images.len() { Outcome::Done } else { Outcome::JobPartlyFailed })
-    })
-}
-
-fn name_of(out: Option<&Path>, id: &str, artifact: &v1::Artifact, index: Option<u32>) -> PathBuf {
-    let is_tensors = artifact.kind() == v1::ArtifactKind::Safetensors;
-    let default = format!("{id}.{}", if is_tensors { "safetensors" } else { "png" });
-    let path = out.map_or_else(|| PathBuf::from(default), Path::to_owned);
-    match index {
-        Some(index) => crate::output::with_stem_end(&path, &format!("-{index}")),
-        None => path,
-    }
 }

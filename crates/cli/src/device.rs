@@ -58,7 +58,8 @@ fn on_gpu(_: usize) -> anyhow::Result<Place> {
     use std::process::Command;
 
     let beside = || std::env::current_exe().ok()?.parent().map(|folder| folder.join("fresco-cuda"));
-    let program = std::env::var_os("FRESCO_CUDA").map(PathBuf::from).or_else(beside);
+    let program = std::env::var_os("FRESCO_CUDA").filter(|named| !named.is_empty()).map(PathBuf::from);
+    let program = program.or_else(beside);
     let program = program.as_deref().unwrap_or(Path::new("fresco-cuda"));
     // Comes back only if it could not begin.
     let error = Command::new(program).args(std::env::args_os().skip(1)).exec();

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use model::RenderError;
 
+use crate::args::Variable;
 use crate::terminal;
 
 /// How a command ended that could do its work.
@@ -48,9 +49,6 @@ pub(crate) enum Stop {
     /// A farm cannot be reached, or did not answer in time.
     #[error("{0}")]
     Unavailable(String),
-    /// Ctrl-C.
-    #[error("interrupted: the picture at work was not written")]
-    Interrupted,
     /// Whatever read standard output has closed it; it knows, so nothing is said.
     #[error("standard output was closed")]
     ReaderGone,
@@ -66,15 +64,23 @@ const JOB_FAILED: u8 = 4;
 const JOB_PARTLY_FAILED: u8 = 5;
 const JOB_CANCELLED: u8 = 6;
 const UNAVAILABLE: u8 = 9;
-const INTERRUPTED: u8 = 130;
+/// By a signal, whichever it was.
+pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Prints `error`, one line for each fault, and gives its exit code.
-pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+/// Prints `error`, one line for each fault, and gives its exit code. `variables` of the environment gave values.
+pub(crate) fn report(error: &anyhow::Error, variables: &[Variable]) -> ExitCode {
     match error.downcast_ref() {
         Some(Stop::ReaderGone) => {}
         Some(Stop::Help(help)) => terminal::note(help),
         // An error may hold several faults, one a line: each line must make sense to who filters for `error:`.
-        _ => format!("{error:#}").lines().for_each(terminal::error),
+        _ => format!("{error:#}").lines().for_each(|line| {
+            let meant: Vec<&str> = variables.iter().filter(|one| one.is_meant(line)).map(Variable::name).collect();
+            if meant.is_empty() {
+                terminal::error(line);
+            } else {
+                terminal::error(&format!("{line} (set by {})", meant.join(", ")));
+            }
+        }),
     }
     ExitCode::from(code_of(error))
 }
@@ -84,7 +90,6 @@ fn code_of(error: &anyhow::Error) -> u8 {
         (Some(Stop::Usage(_) | Stop::Help(_)), _) => Some(USAGE),
         (Some(Stop::NotFound(_)), _) => Some(NOT_FOUND),
         (Some(Stop::Unavailable(_)), _) => Some(UNAVAILABLE),
-        (Some(Stop::Interrupted), _) | (_, Some(RenderError::Cancelled)) => Some(INTERRUPTED),
         (_, Some(RenderError::Request(_) | RenderError::Latents(_))) => Some(USAGE),
         _ => cause.is::<plan::RequestError>().then_some(USAGE),
     };
@@ -111,8 +116,6 @@ pub(crate) fn usage(error: &clap::Error) -> Stop {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context;
-
     use super::*;
 
     fn check(error: anyhow::Error, expected: u8) {
@@ -126,7 +129,6 @@ mod tests {
         check(anyhow::Error::from(Stop::Usage("odd".into())).context("read fresco.toml"), USAGE);
         check(plan::RequestError::Steps { steps: 0 }.into(), USAGE);
         check(RenderError::Request(plan::RequestError::Steps { steps: 0 }).into(), USAGE);
-        check(Err::<(), _>(RenderError::Cancelled).context("render").expect_err("is an error"), INTERRUPTED);
     }
 
     #[test]

@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use coordinator::role::CoordinatorArgs;
+use coordinator::role::{CoordinatorArgs, EndSignals};
 use coordinator::{Coordinator, Patience};
 use fabric::grpc::{Port, PortConfig};
 use model::Place;
 use prometheus::Registry;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use worker::metrics::Metrics;
@@ -28,17 +27,22 @@ use crate::exit::{Outcome, Stop};
 use crate::memory::Memory;
 use crate::models;
 use crate::progress::Wait;
+use crate::scratch::Scratch;
 use crate::terminal;
 
 /// Coordinator and workers in one process, until told to stop.
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
     coordinator::role::refuse_certificates()?;
-    let offered = open_models(&args.models, &Place::default(), args.workers)?;
+    let runtime = runtime()?;
+    let mut shutdown = runtime.block_on(async { on_signals() })?;
+    let Some(offered) = read_models(&runtime, args.models, Place::default(), args.workers, shutdown.clone())? else {
+        runtime.shutdown_background();
+        return Ok(Outcome::Done);
+    };
     let port = Arc::new(bind(SocketAddr::new(args.listen.ip(), 0))?);
     let threads = n_threads(&args.threads);
     let registry = telemetry::registry("serve").context("make metrics")?;
     let metrics = Metrics::register(&registry).context("make metrics")?;
-    let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let config = coordinator::Config {
             listen: args.listen,
@@ -46,7 +50,10 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
             artifacts: args.data.join("artifacts"),
             patience: args.lease.patience(),
         };
-        let coordinator = Coordinator::build(config, &registry).await?;
+        let coordinator = tokio::select! {
+            built = Coordinator::build(config, &registry) => built?,
+            _ = shutdown.changed() => return Ok(Outcome::Done),
+        };
         let address = coordinator.address()?;
         terminal::note(&format!("serving on http://{address}, data in {}", args.data.display()));
         let (of_coordinator, of_workers, tensors) = (coordinator.refresh(), metrics.clone(), Arc::clone(&port));
@@ -64,7 +71,6 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
                  this machine that they know",
             );
         }
-        let shutdown = on_signals()?;
         let own = Own { offered, port, metrics, noise: None };
         let mut workers = start_workers(address, args.workers, threads, &own, &shutdown)?;
         let mut drained = shutdown.clone();
@@ -98,23 +104,11 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
     coordinator::role::refuse_certificates()?;
     let place = device::place(args.device)?;
     let runtime = runtime()?;
-    // Weights are read for minutes, and a first process of a container heeds only the signals it has asked for.
     let shutdown = runtime.block_on(async { on_signals() })?;
-    let (models, told) = (args.models, shutdown.clone());
-    let offered = runtime.block_on(async move {
-        let mut told = told;
-        let reading = tokio::task::spawn_blocking(move || open_models(&models, &place, 1));
-        tokio::select! {
-            offered = reading => Some(offered.context("read the weights")),
-            _ = told.changed() => None,
-        }
-    });
-    let Some(offered) = offered else {
-        // Whatever is being read need not be read to its end.
+    let Some(offered) = read_models(&runtime, args.models, place, 1, shutdown.clone())? else {
         runtime.shutdown_background();
         return Ok(Outcome::Done);
     };
-    let offered = offered??;
     let port = Arc::new(bind(args.listen)?);
     let name = args.name.unwrap_or_else(|| {
         format!("{}-{}", sysinfo::System::host_name().unwrap_or_else(|| "worker".into()), std::process::id())
@@ -158,7 +152,7 @@ pub(crate) struct PrivateFarm {
     runtime: Runtime,
     address: SocketAddr,
     stop: watch::Sender<Shutdown>,
-    _data: tempfile::TempDir,
+    _data: Scratch,
 }
 
 impl PrivateFarm {
@@ -181,7 +175,7 @@ impl PrivateFarm {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry).context("make metrics")?;
         let own = Own { offered, port, metrics, noise };
-        let data = tempfile::tempdir().context("make a temporary folder")?;
+        let data = Scratch::folder().context("make a temporary folder")?;
         let runtime = runtime()?;
         let (stop, stopped) = watch::channel(Shutdown::No);
         let address = runtime.block_on(async {
@@ -257,6 +251,26 @@ fn start_workers(
     Ok(workers)
 }
 
+/// Opens models and reads their weights; nothing if the process is told to end meanwhile.
+///
+/// Weights are read for minutes, and a first process of a container heeds only the signals it has asked for.
+fn read_models(
+    runtime: &Runtime,
+    asked: Vec<String>,
+    place: Place,
+    n_workers: u16,
+    mut shutdown: watch::Receiver<Shutdown>,
+) -> anyhow::Result<Option<Arc<Models>>> {
+    runtime.block_on(async move {
+        let reading = tokio::task::spawn_blocking(move || open_models(&asked, &place, n_workers));
+        tokio::select! {
+            offered = reading => offered.context("read the weights")?.map(Some),
+            // Whatever is being read need not be read to its end.
+            _ = shutdown.changed() => Ok(None),
+        }
+    })
+}
+
 fn open_models(asked: &[String], place: &Place, n_workers: u16) -> anyhow::Result<Arc<Models>> {
     let find = |model: &String| Ok((models::find(model)?, None));
     let folders = asked.iter().map(find).collect::<Result<Vec<(PathBuf, Option<PathBuf>)>, Stop>>()?;
@@ -273,17 +287,13 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start threads")
 }
 
-/// The first SIGTERM or Ctrl-C asks to hand over, the second to end at once.
+/// The first SIGTERM, SIGHUP or Ctrl-C asks to hand over, the second to end at once.
 fn on_signals() -> anyhow::Result<watch::Receiver<Shutdown>> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
+    let mut signals = EndSignals::listen().context("listen for signals")?;
     let (told, shutdown) = watch::channel(Shutdown::No);
     tokio::spawn(async move {
         for wants in [Shutdown::Drain, Shutdown::Now] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            signals.recv().await;
             if wants == Shutdown::Drain {
                 tracing::warn!("handing over at the next step boundary; once more ends at once");
             }

@@ -21,6 +21,7 @@ mod output;
 mod preview;
 mod progress;
 mod render;
+mod scratch;
 mod settings;
 mod terminal;
 mod verify;
@@ -31,29 +32,43 @@ use std::process::ExitCode;
 use clap::FromArgMatches;
 use tracing_subscriber::EnvFilter;
 
-use args::{Cli, Command};
+use args::{Cli, Command, Variable};
 use exit::{Outcome, Stop};
 
 fn main() -> ExitCode {
-    let ended = match command_line() {
+    let mut variables = Vec::new();
+    let ended = match command_line(&mut variables) {
         Ok(Some(cli)) => start_log().and_then(|()| run(cli.command)),
         Ok(None) => Ok(Outcome::Done),
         Err(error) => Err(error),
     };
     match ended {
         Ok(outcome) => outcome.into(),
-        Err(error) => exit::report(&error),
+        Err(error) => exit::report(&error, &variables),
     }
 }
 
 /// The command line, completed by the environment and the settings files; nothing if it asks for help, which
-/// has been printed.
-fn command_line() -> anyhow::Result<Option<Cli>> {
-    let command = settings::apply(args::command())?;
-    let parsed = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+/// has been printed. `variables` gets those of the environment that gave values.
+fn command_line(variables: &mut Vec<Variable>) -> anyhow::Result<Option<Cli>> {
+    let line: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let mut command = settings::apply(args::command())?;
+    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        *variables = Variable::used(&command, &matches);
+        Cli::from_arg_matches(&matches)
+    });
     match parsed {
         Ok(cli) => Ok(Some(cli)),
-        Err(error) if error.use_stderr() => Err(exit::usage(&error).into()),
+        Err(error) if error.use_stderr() => {
+            if let Some(hint) = args::hint(&error, &line) {
+                return Err(Stop::Usage(hint).into());
+            }
+            Err(match (exit::usage(&error), Variable::at_fault(&command, &error, &line)) {
+                (Stop::Usage(said), Some((variable, given))) => Stop::Usage(variable.blame(&said, &given)),
+                (stop, _) => stop,
+            }
+            .into())
+        }
         Err(error) => {
             let help = error.render();
             let help = if is_colored(&std::io::stdout()) { help.ansi().to_string() } else { help.to_string() };

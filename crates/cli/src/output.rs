@@ -1,18 +1,25 @@
-//! Where pictures go: names, checks before the work starts, and writes that leave a whole file or none.
+//! Where pictures go: what `--out` means, names, and what is checked before any work is done.
 //!
-//! Leaves out what is in the files.
+//! `render` and `download` have the same rules. Leaves out what is in the files, how a name is made of a prompt
+//! (`output/name.rs`) and how a file comes to be whole or not at all (`output/whole_file.rs`).
 
-use std::fs::{File, Permissions};
-use std::io::{ErrorKind, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
-use plan::RenderRequest;
-use tempfile::NamedTempFile;
+use anyhow::anyhow;
+use plan::{ArtifactKind, RenderRequest};
+use sha2::{Digest, Sha256};
 
 use crate::args::BitDepth;
 use crate::exit::Stop;
-use plan::ArtifactKind;
+use crate::latents::hex;
+use crate::scratch;
+use name::{slug, with_stem_end};
+use whole_file::Whole;
+
+mod name;
+mod whole_file;
 
 /// The name one picture will have.
 #[derive(Debug, Clone)]
@@ -31,37 +38,98 @@ enum OnConflict {
     Number,
 }
 
-impl Target {
-    /// The target of the picture of `request`, one of `count`.
-    pub(crate) fn of(
-        request: &RenderRequest,
-        count: u32,
-        out: Option<&Path>,
-        force: bool,
-        bit_depth: BitDepth,
-    ) -> Result<Self, Stop> {
-        let Some(out) = out else {
-            let path = PathBuf::from(format!("{}-s{}.png", slug(&request.prompt), request.seed));
-            let on_conflict = if force { OnConflict::Replace } else { OnConflict::Number };
-            return Ok(Self { path, kind: bit_depth.into(), on_conflict });
-        };
-        let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
-        let kind = match ending.as_str() {
-            "png" => bit_depth.into(),
-            "safetensors" => ArtifactKind::Safetensors,
-            _ if out.is_dir() => return Err(is_a_folder(out)),
+/// What `--out` names.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Out<'a> {
+    /// A folder; empty for the current one, if `--out` was not given.
+    Folder(&'a Path),
+    /// A file, and whether its ending is that of a PNG; else it is that of tensors.
+    File { path: &'a Path, is_png: bool },
+}
+
+impl<'a> Out<'a> {
+    /// Reads `--out`.
+    ///
+    /// # Errors
+    /// If it is neither a folder that exists nor has the ending of a picture.
+    pub(crate) fn read(out: Option<&'a Path>) -> Result<Self, Stop> {
+        let Some(path) = out else { return Ok(Self::Folder(Path::new(""))) };
+        if path.is_dir() {
+            return Ok(Self::Folder(path));
+        }
+        let shown = path.display();
+        if shown.to_string().ends_with(std::path::is_separator) {
+            return Err(Stop::Usage(format!("--out {shown}: there is no such folder: create it, or choose another")));
+        }
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
+        match ending.as_str() {
+            "png" => Ok(Self::File { path, is_png: true }),
+            "safetensors" => Ok(Self::File { path, is_png: false }),
             _ => {
-                let shown = out.display();
-                return Err(Stop::Usage(format!("--out {shown}: the name must end in .png or .safetensors")));
+                let fault = format!(
+                    "--out {shown}: the name must end in .png or .safetensors, or be that of a folder that exists"
+                );
+                Err(Stop::Usage(fault))
             }
+        }
+    }
+}
+
+impl Target {
+    /// The target of the picture of `request`, which is one of several if `is_numbered`; pictures get their seeds into
+    /// their names then. The ending decides what it is written as.
+    pub(crate) fn of_request(
+        request: &RenderRequest,
+        out: Out<'_>,
+        is_numbered: bool,
+        bit_depth: BitDepth,
+        force: bool,
+    ) -> Self {
+        let own_name = || format!("{}-s{}", slug(&request.prompt), request.seed);
+        let kind = match out {
+            Out::File { is_png: false, .. } => ArtifactKind::Safetensors,
+            _ => bit_depth.into(),
         };
-        let path = if count > 1 { with_stem_end(out, &format!("-{}", request.seed)) } else { out.to_owned() };
-        Ok(Self { path, kind, on_conflict: if force { OnConflict::Replace } else { OnConflict::Refuse } })
+        Self::new(out, is_numbered.then_some(request.seed), kind, force, own_name)
     }
 
-    /// A file of a name, of bytes that are there already.
-    pub(crate) fn named(path: PathBuf, kind: ArtifactKind, force: bool) -> Self {
-        Self { path, kind, on_conflict: if force { OnConflict::Replace } else { OnConflict::Refuse } }
+    /// The target of a picture of job `id` that is there already, of `kind`; with its `seed` in its name if the job has
+    /// several.
+    ///
+    /// # Errors
+    /// If the ending is that of another kind.
+    pub(crate) fn of_artifact(
+        id: &str,
+        seed: Option<u64>,
+        kind: ArtifactKind,
+        out: Out<'_>,
+        force: bool,
+    ) -> Result<Self, Stop> {
+        if let Out::File { path, is_png } = out
+            && is_png != (kind != ArtifactKind::Safetensors)
+        {
+            let (path, ending) = (path.display(), ending_of(kind));
+            return Err(Stop::Usage(format!("--out {path}: the pictures of this job are {ending}: end it so")));
+        }
+        let own_name = || seed.map_or_else(|| id.to_owned(), |seed| format!("{id}-{seed}"));
+        Ok(Self::new(out, seed, kind, force, own_name))
+    }
+
+    fn new(
+        out: Out<'_>,
+        number: Option<u64>,
+        kind: ArtifactKind,
+        force: bool,
+        own_name: impl FnOnce() -> String,
+    ) -> Self {
+        let (path, otherwise) = match out {
+            Out::Folder(folder) => (folder.join(format!("{}{}", own_name(), ending_of(kind))), OnConflict::Number),
+            Out::File { path, .. } => {
+                let numbered = number.map(|number| with_stem_end(path, &format!("-{number}")));
+                (numbered.unwrap_or_else(|| path.to_owned()), OnConflict::Refuse)
+            }
+        };
+        Self { path, kind, on_conflict: if force { OnConflict::Replace } else { otherwise } }
     }
 
     /// The name of the preview beside the picture.
@@ -81,49 +149,76 @@ impl Target {
         &self.path
     }
 
-    /// Refuses a name that could not be written, before any work is done for it.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
+    /// Whether the file is there and holds `n_bytes` of this hash.
+    pub(crate) fn holds(&self, n_bytes: u64, sha256: &str) -> bool {
+        let is_as_long = self.path.metadata().is_ok_and(|found| found.is_file() && found.len() == n_bytes);
+        is_as_long && std::fs::read(&self.path).is_ok_and(|bytes| hex(&Sha256::digest(&bytes)) == sha256)
+    }
+
+    /// Refuses a name that cannot be given to a file.
+    pub(crate) fn check_name(&self) -> Result<(), Stop> {
         let path = self.path.display();
-        let dir = folder_of(&self.path);
-        match dir.metadata() {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => return Err(Stop::Usage(format!("--out {path}: {} is not a folder", dir.display())).into()),
+        let found = match self.path.symlink_metadata() {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => {
-                let fault = format!("--out {path}: folder {}: {error}: create it, or choose another", dir.display());
-                return Err(Stop::Usage(fault).into());
+                let way_out = if error.kind() == ErrorKind::InvalidFilename { ": choose a shorter name" } else { "" };
+                return Err(Stop::Usage(format!("--out {path}: {error}{way_out}")));
             }
+        };
+        if self.on_conflict == OnConflict::Number {
+            return Ok(());
         }
-        match self.path.symlink_metadata() {
-            Ok(found) if found.is_dir() || self.path.is_dir() => return Err(is_a_folder(&self.path).into()),
-            Ok(_) if self.on_conflict == OnConflict::Refuse => return Err(exists(&self.path).into()),
-            _ => {}
-        }
-        let probe = partial_file(dir).with_context(|| format!("--out {path}: cannot write to {}", dir.display()))?;
-        probe.close().with_context(|| format!("--out {path}: cannot write to {}", dir.display()))
+        let what = match self.path.metadata() {
+            Ok(of_target) if of_target.is_dir() => "a folder",
+            Ok(of_target) if !of_target.is_file() => "no file but a pipe, a device or the like",
+            Err(_) if found.is_symlink() => "a link to nothing",
+            _ if self.on_conflict == OnConflict::Refuse => {
+                let fault = format!("{path} exists: choose another name with --out, or replace it with --force");
+                return Err(Stop::Usage(fault));
+            }
+            _ => return Ok(()),
+        };
+        Err(Stop::Usage(format!("--out {path}: it is {what}: choose another name")))
     }
 
     /// Writes the file, which appears under its name only when it is whole and on the disk. Gives that name.
+    ///
+    /// # Errors
+    /// If the file cannot be written. If it is whole but cannot have its name, it stays, and the error says where.
     pub(crate) fn write(&self, bytes: &[u8]) -> anyhow::Result<PathBuf> {
-        let dir = folder_of(&self.path);
-        let fault = |error: std::io::Error| anyhow!("cannot write {}: {error}", self.path.display());
-        let mut file = partial_file(dir).map_err(fault)?;
-        file.as_file_mut().write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(fault)?;
-        if self.on_conflict == OnConflict::Replace {
-            file.persist(&self.path).map_err(|refused| fault(refused.error))?;
-            sync_folder(dir);
-            return Ok(self.path.clone());
-        }
-        for name in self.names() {
-            match file.persist_noclobber(&name) {
-                Ok(_) => {
-                    sync_folder(dir);
-                    return Ok(name);
-                }
-                Err(refused) if refused.error.kind() == ErrorKind::AlreadyExists => file = refused.file,
-                Err(refused) => return Err(fault(refused.error)),
+        self.write_whole(bytes).map_err(|(error, unnamed)| {
+            let path = self.path.display();
+            let fault = match error.kind() {
+                ErrorKind::AlreadyExists => format!("cannot write {path}: it exists by now"),
+                _ => format!("cannot write {path}: {error}"),
+            };
+            match unnamed.map(Whole::keep) {
+                Some(Ok(kept)) => anyhow!("{fault}: the picture is whole in {}", kept.display()),
+                Some(Err(lost)) => anyhow!("{fault}: and it could not be kept: {lost}"),
+                None => anyhow!(fault),
             }
-        }
-        Err(exists(&self.path).into())
+        })
+    }
+
+    /// As [`Self::write`], of bytes nobody will miss: nothing stays if they cannot have their name.
+    pub(crate) fn write_draft(&self, bytes: &[u8]) -> std::io::Result<()> {
+        self.write_whole(bytes).map(drop).map_err(|(error, _)| error)
+    }
+
+    fn write_whole(&self, bytes: &[u8]) -> Result<PathBuf, (std::io::Error, Option<Whole>)> {
+        scratch::unbroken(|| {
+            let mut file = Whole::write(folder_of(&self.path), bytes).map_err(|error| (error, None))?;
+            let can_replace = self.on_conflict == OnConflict::Replace;
+            for name in self.names() {
+                match file.name(&name, can_replace) {
+                    Ok(()) => return Ok(name),
+                    Err((error, unnamed)) if error.kind() == ErrorKind::AlreadyExists => file = unnamed,
+                    Err((error, unnamed)) => return Err((error, Some(unnamed))),
+                }
+            }
+            Err((ErrorKind::AlreadyExists.into(), Some(file)))
+        })
     }
 
     /// Names to try, in order.
@@ -135,109 +230,64 @@ impl Target {
     }
 }
 
-fn is_a_folder(path: &Path) -> Stop {
-    Stop::Usage(format!("{} is a folder: give --out the name of a file in it", path.display()))
+/// Gives targets of the same name numbers: long prompts may begin alike.
+pub(crate) fn keep_apart(targets: &mut [Target]) {
+    // Names that are taken, each with the last number it was given with.
+    let mut taken: BTreeMap<PathBuf, u32> = BTreeMap::new();
+    for target in targets {
+        let mut name = target.path.clone();
+        if let Some(mut number) = taken.get(&name).copied() {
+            while taken.contains_key(&name) {
+                number += 1;
+                name = with_stem_end(&target.path, &format!("-{number}"));
+            }
+            taken.insert(std::mem::replace(&mut target.path, name.clone()), number);
+        }
+        taken.insert(name, 1);
+    }
 }
 
-fn exists(path: &Path) -> Stop {
-    Stop::Usage(format!("{} exists: choose another name with --out, or replace it with --force", path.display()))
+/// Refuses targets that could not be written, before any work is done for them.
+pub(crate) fn check<'a>(targets: impl IntoIterator<Item = &'a Target>) -> anyhow::Result<()> {
+    let mut folders = BTreeSet::new();
+    for target in targets {
+        let (path, folder) = (target.path.display(), folder_of(&target.path));
+        let is_new = folders.insert(folder);
+        if is_new {
+            check_folder(folder).map_err(|fault| Stop::Usage(format!("--out {path}: {fault}")))?;
+        }
+        target.check_name()?;
+        if is_new {
+            // Thousands of names share a folder; what goes for one goes for all.
+            scratch::unbroken(|| whole_file::probe(folder))
+                .map_err(|error| anyhow!("--out {path}: cannot write to {}: {error}", folder.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_folder(folder: &Path) -> Result<(), String> {
+    let shown = folder.display();
+    match folder.metadata() {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(format!("{shown} is not a folder")),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(format!("folder {shown}: {error}: create it, or choose another"))
+        }
+        Err(error) => Err(format!("folder {shown}: {error}: choose another")),
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// `a/b.png` with the end `-2` is `a/b-2.png`.
-pub(crate) fn with_stem_end(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.file_stem().unwrap_or_default().to_owned();
-    name.push(end);
-    if let Some(ending) = path.extension() {
-        name.push(".");
-        name.push(ending);
+fn ending_of(kind: ArtifactKind) -> &'static str {
+    match kind {
+        ArtifactKind::Png8 | ArtifactKind::Png16 => ".png",
+        ArtifactKind::Safetensors => ".safetensors",
     }
-    path.with_file_name(name)
-}
-
-/// A file that removes itself unless it is given its final name.
-fn partial_file(dir: &Path) -> std::io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".fresco-tmp");
-    #[cfg(unix)]
-    {
-        // The library would make the file readable to its owner alone; the user's umask decides instead.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(dir).map_err(|error| {
-        // The library adds the name it chose for the file, which means nothing to the user.
-        let said = error.to_string();
-        std::io::Error::new(error.kind(), said.split(" at path ").next().unwrap_or(&said).to_owned())
-    })
-}
-
-/// Makes the name as durable as the bytes. Some file systems cannot; the picture is whole all the same.
-fn sync_folder(dir: &Path) {
-    if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
-        tracing::debug!(%error, "the folder could not be synced");
-    }
-}
-
-/// The prompt as a file name.
-fn slug(prompt: &str) -> String {
-    const MOST_BYTES: usize = 60;
-    let mut slug = String::new();
-    let words = prompt.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    for word in words.map(str::to_lowercase) {
-        let room = MOST_BYTES.saturating_sub(slug.len() + 1);
-        if word.len() <= room {
-            slug = if slug.is_empty() { word } else { format!("{slug}-{word}") };
-            continue;
-        }
-        if slug.is_empty() {
-            let end = (0..=room).rev().find(|&end| word.is_char_boundary(end)).unwrap_or(0);
-            slug.push_str(&word[..end]);
-        }
-        break;
-    }
-    if slug.is_empty() { "picture".into() } else { slug }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check_slug(prompt: &str, expected: &str) {
-        assert_eq!(slug(prompt), expected);
-    }
-
-    #[test]
-    fn a_prompt_becomes_a_file_name() {
-        check_slug("Snowy mountains, at sunset!", "snowy-mountains-at-sunset");
-        check_slug("../../etc/passwd\n", "etc-passwd");
-        check_slug("", "picture");
-        check_slug("…", "picture");
-        check_slug("Übersicht 東京", "übersicht-東京");
-        check_slug(&"very ".repeat(40), "very-very-very-very-very-very-very-very-very-very-very-very");
-        check_slug(&"東".repeat(40), &"東".repeat(19));
-    }
-
-    #[test]
-    fn an_end_goes_before_the_ending() {
-        assert_eq!(with_stem_end(Path::new("a/b.c.png"), "-2"), Path::new("a/b.c-2.png"));
-        assert_eq!(with_stem_end(Path::new("b"), "-2"), Path::new("b-2"));
-    }
-
-    #[test]
-    fn a_default_name_that_is_taken_gets_a_number() {
-        let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        let target =
-            |on_conflict| Target { path: dir.path().join("a.png"), kind: ArtifactKind::Safetensors, on_conflict };
-        let write = |on_conflict| target(on_conflict).write(b"x").map_err(|error| error.to_string());
-        assert_eq!(write(OnConflict::Number), Ok(dir.path().join("a.png")));
-        assert_eq!(write(OnConflict::Number), Ok(dir.path().join("a-2.png")));
-        assert_eq!(write(OnConflict::Number), Ok(dir.path().join("a-3.png")));
-        assert_eq!(write(OnConflict::Replace), Ok(dir.path().join("a.png")));
-        assert!(write(OnConflict::Refuse).expect_err("is taken").contains("exists"));
-        assert_eq!(std::fs::read_dir(dir.path()).expect("is a folder").count(), 3);
-    }
-}
+mod tests;

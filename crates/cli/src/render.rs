@@ -1,14 +1,12 @@
 //! `fresco render`: flags become requests, requests become files.
 //!
 //! Everything a user can get wrong is checked before the weights are read. Leaves out the mathematics
-//! (`model`), names and writes (`output`), and bytes of files (`worker::image`).
+//! (`model`), prompts (`render/prompt.rs`), names and writes (`output`), and bytes of files (`worker::image`).
 
-use std::io::Read;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
-use anyhow::Context;
 use model::{Progress, Rendered};
-use plan::request::MAX_PROMPT_BYTES;
 use plan::{ImageSize, RenderRequest};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,45 +16,53 @@ use crate::engine::{Engine, Loaded};
 use crate::exit::{Outcome, Stop};
 use crate::interrupt;
 use crate::latents::{Latents, hex};
-use crate::output::Target;
+use crate::output::{self, Out, Target};
 use crate::preview::Preview;
 use crate::progress::{Meter, cut_prompt};
 use crate::terminal;
 use worker::image;
 use worker::metadata::Metadata;
 
+mod prompt;
 mod split;
+
+pub(crate) use prompt::Prompts;
 
 /// Renders all pictures the flags ask for.
 pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
     let mut began = Instant::now();
-    check(&args)?;
+    interrupt::listen("the picture at work was not written")?;
+    let prompts = Prompts::read(&args.picture)?;
+    let out = Out::read(args.out.as_deref())?;
+    check(&args, out, prompts.texts.len())?;
     let engine = Engine::open(&args.picture.model, args.base.as_deref(), &args.threads)?;
     let size = args.picture.size.unwrap_or_else(|| engine.natural_size());
-    let requests = requests(&args, size)?;
-    let target =
-        |request| Target::of(request, args.picture.count, args.out.as_deref(), args.force, args.picture.bit_depth);
-    let targets = requests.iter().map(target).collect::<Result<Vec<_>, _>>()?;
+    let requests = requests(&args.picture, &prompts, size)?;
+    let is_numbered = args.picture.count > 1;
+    let target = |request| Target::of_request(request, out, is_numbered, args.picture.bit_depth, args.force);
+    let mut targets: Vec<Target> = requests.iter().map(target).collect();
+    output::keep_apart(&mut targets);
+    output::check(&targets)?;
     for target in &targets {
-        target.check()?;
         Preview::new(args.preview_every, target)?;
     }
     if args.workers == 1 {
         engine.check_size(size)?;
     }
     let noise = args.latents.as_deref().map(|path| Latents::read(path, engine.latent(size))).transpose()?;
-    if args.workers > 1 {
-        return split::run(&args, &requests, &targets, noise);
+    let warnings = prompts.warnings(&args.picture.negative);
+    warnings.iter().for_each(|warning| terminal::warning(warning));
+    if let Some(hint) = far_from_natural(size, engine.natural_size()) {
+        terminal::hint(&hint);
     }
-    interrupt::listen()?;
+    if args.workers > 1 {
+        return split::run(&args, &requests, &targets, noise, &warnings);
+    }
 
-    let mut job = Job { args: &args, model: engine.load()?, noise, warnings: Vec::new() };
+    let mut job = Job { args: &args, model: engine.load()?, noise, warnings };
     for (idx, (request, target)) in requests.iter().zip(&targets).enumerate() {
-        let label = if args.picture.count > 1 {
-            format!("picture {} of {}, ", idx + 1, args.picture.count)
-        } else {
-            String::new()
-        };
+        let label =
+            if requests.len() > 1 { format!("picture {} of {}, ", idx + 1, requests.len()) } else { String::new() };
         let report = job.picture(request, target, label, began)?;
         if args.json {
             terminal::say_json(&report.json)?;
@@ -69,59 +75,39 @@ pub(crate) fn run(args: RenderArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Refuses flags that cannot go together.
-fn check(args: &RenderArgs) -> Result<(), Stop> {
+fn check(args: &RenderArgs, out: Out<'_>, n_prompts: usize) -> Result<(), Stop> {
+    if let (Out::File { path, .. }, 2..) = (out, n_prompts) {
+        let fault = format!("--out {}: several prompts need a folder, which must exist", path.display());
+        return Err(Stop::Usage(fault));
+    }
     if args.workers > 1 && args.preview_every > 0 {
         let fault = format!("--preview-every is for one worker: leave it or --workers {} out", args.workers);
         return Err(Stop::Usage(fault));
     }
-    if args.latents.is_some() && args.picture.count > 1 {
-        let fault = "--latents gives the noise of one picture: leave --count out";
+    if args.latents.is_some() && (args.picture.count > 1 || n_prompts > 1) {
+        let fault = "--latents gives the noise of one picture: leave --count and --prompts out";
         return Err(Stop::Usage(fault.into()));
-    }
-    if args.picture.seed.checked_add(u64::from(args.picture.count - 1)).is_none() {
-        let fault = format!(
-            "--seed {} leaves no room for --count {}: take a smaller seed",
-            args.picture.seed, args.picture.count
-        );
-        return Err(Stop::Usage(fault));
     }
     Ok(())
 }
 
-/// One request for each picture, of `size`.
-fn requests(args: &RenderArgs, size: ImageSize) -> anyhow::Result<Vec<RenderRequest>> {
-    let last = args.picture.seed + u64::from(args.picture.count - 1);
-    let first = request(&args.picture, size)?;
-    Ok((args.picture.seed..=last).map(|seed| RenderRequest { seed, ..first.clone() }).collect())
-}
-
-/// The request of the first picture, of `size`.
-pub(crate) fn request(args: &PictureArgs, size: ImageSize) -> anyhow::Result<RenderRequest> {
-    let prompt = if args.prompt == "-" { standard_input()? } else { args.prompt.clone() };
-    let request = RenderRequest {
-        prompt,
-        negative: args.negative.clone(),
-        size,
-        steps: args.steps,
-        guidance: args.guidance,
-        seed: args.seed,
-        clean: args.clean.into(),
-    };
-    request.check()?;
-    Ok(request)
-}
-
-fn standard_input() -> anyhow::Result<String> {
-    let mut prompt = String::new();
-    let most = MAX_PROMPT_BYTES as u64 + 1;
-    std::io::stdin().take(most).read_to_string(&mut prompt).context("read the prompt from standard input")?;
-    if prompt.len() as u64 == most {
-        let fault = format!("the prompt on standard input is longer than {MAX_PROMPT_BYTES} bytes: shorten it");
-        return Err(Stop::Usage(fault).into());
+/// One request for each picture, of `size`: all seeds of the first prompt, then those of the next.
+fn requests(args: &PictureArgs, prompts: &Prompts, size: ImageSize) -> anyhow::Result<Vec<RenderRequest>> {
+    let mut requests = Vec::new();
+    for first in prompts.requests(args, size)? {
+        let last = first.seed + u64::from(args.count - 1);
+        requests.extend((first.seed..=last).map(|seed| RenderRequest { seed, ..first.clone() }));
     }
-    // The line's end belongs to the line, not to the prompt.
-    let line = prompt.strip_suffix('\n').unwrap_or(&prompt);
-    Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
+    Ok(requests)
+}
+
+/// What to know about a size with more than four times the pixels of the model's own, or less than a quarter.
+pub(crate) fn far_from_natural(size: ImageSize, natural: ImageSize) -> Option<String> {
+    let n_pixels = |size: ImageSize| u64::from(size.width_px) * u64::from(size.height_px);
+    let (asked, own) = (n_pixels(size), n_pixels(natural));
+    let is_far = asked > 4 * own || own > 4 * asked;
+    is_far
+        .then(|| format!("{size} is far from {natural}, which this model draws best: shapes may be repeated or ragged"))
 }
 
 /// The pictures of one command.
@@ -129,7 +115,7 @@ struct Job<'a> {
     args: &'a RenderArgs,
     model: Loaded,
     noise: Option<Latents>,
-    /// Said so far: all pictures have the same prompt, which is cut once.
+    /// Said so far, each once.
     warnings: Vec<String>,
 }
 
@@ -154,7 +140,6 @@ impl Job<'_> {
         let latents = self.noise.as_ref().map(|noise| noise.sha256.clone());
         let metadata = Metadata::of(request, image::bit_depth(target.kind), model, latents);
         let bytes = image::encode(&rendered, target.kind, &metadata)?;
-        interrupt::check()?;
         let path = target.write(&bytes)?;
 
         let (seconds, path) = (began.elapsed().as_secs_f64(), path.display().to_string());
@@ -203,19 +188,13 @@ impl Job<'_> {
                 Progress::Encoded | Progress::Decode { .. } => {}
             }
             if let Some(fault) = preview.as_mut().and_then(|preview| preview.show(&progress, model)) {
-                if interrupt::flow().is_continue() {
-                    warn(meter, fault);
-                }
+                warn(meter, fault);
                 preview = None;
             }
             meter.skip();
-            interrupt::flow()
+            ControlFlow::Continue(())
         };
         let noise = noise.as_ref().map(|noise| &noise.tensor);
-        match model.render(request, noise, &mut watch) {
-            // Whatever went wrong meanwhile, the user asked for the end.
-            Err(_) if interrupt::flow().is_break() => Err(Stop::Interrupted.into()),
-            rendered => rendered,
-        }
+        model.render(request, noise, &mut watch)
     }
 }

@@ -3,7 +3,6 @@
 //! What a file says becomes the flag's default before the command line is parsed, so that clap's order holds:
 //! flag, environment, default. The project's file goes before the user's. Leaves out what the flags mean.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, Command};
@@ -29,17 +28,26 @@ pub(crate) fn paths() -> Vec<PathBuf> {
 }
 
 fn read(path: &Path) -> Result<Option<Table>, Stop> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-        Err(error) => return Err(Stop::Usage(format!("{}: {error}", path.display()))),
-    };
+    // Who has no right to look into the home folder, or none that is there, has no settings in it.
+    if path.metadata().is_err() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| Stop::Usage(format!("{}: {error}", path.display())))?;
     let table = text.parse().map_err(|error: toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
-        Stop::Usage(format!("{}, line {line}: {}", path.display(), error.message().replace('\n', " ")))
+        let said = error.message().replace('\n', " ");
+        let way_out = if is_large_number(&text, line) { ": put the number in quotes" } else { "" };
+        Stop::Usage(format!("{}, line {line}: {said}{way_out}", path.display()))
     });
     table.map(Some)
+}
+
+/// Whether line `line` of a settings file sets a number that TOML cannot hold, and a seed can.
+fn is_large_number(text: &str, line: usize) -> bool {
+    let value = text.lines().nth(line - 1).and_then(|line| line.split_once('='));
+    let digits = value.and_then(|(_, value)| value.split('#').next()).unwrap_or_default().trim();
+    digits.parse::<u64>().is_ok_and(|number| i64::try_from(number).is_err())
 }
 
 /// Where in which file.
@@ -74,16 +82,27 @@ impl<'a> Place<'a> {
             let help = format!("there is no such setting: `fresco {} --help` lists them", self.tables.join(" "));
             return Err(self.fault(key, &help));
         };
-        let text = match value {
-            Value::String(text) => text.clone(),
-            Value::Integer(number) => number.to_string(),
-            Value::Float(number) => number.to_string(),
-            Value::Boolean(flag) => flag.to_string(),
-            _ => return Err(self.fault(key, "text, a number, true or false is needed")),
+        let values = match value {
+            Value::Array(values) if matches!(arg.get_action(), ArgAction::Append) => values.as_slice(),
+            value => std::slice::from_ref(value),
         };
-        check(arg, &text, value).map_err(|fault| self.fault(key, &fault))?;
+        if values.is_empty() {
+            return Err(self.fault(key, "the list is empty: name one at least, or leave the setting out"));
+        }
+        let mut texts = Vec::new();
+        for value in values {
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Integer(number) => number.to_string(),
+                Value::Float(number) => number.to_string(),
+                Value::Boolean(flag) => flag.to_string(),
+                _ => return Err(self.fault(key, "text, a number, true or false is needed")),
+            };
+            check(arg, &text, value).map_err(|fault| self.fault(key, &fault))?;
+            texts.push(text);
+        }
         let id = arg.get_id().to_string();
-        Ok(command.mut_arg(id, |arg| arg.default_value(text)))
+        Ok(command.mut_arg(id, |arg| arg.default_values(texts)))
     }
 
     fn fault(&self, key: &str, what: &str) -> Stop {

@@ -38,6 +38,11 @@ pub(crate) fn warning(line: &str) {
     note(&format!("warning: {}", printable(line)));
 }
 
+/// What may be other than was meant, though nothing is wrong.
+pub(crate) fn hint(line: &str) {
+    note(&format!("hint: {}", printable(line)));
+}
+
 /// A line to standard error.
 pub(crate) fn note(line: &str) {
     // When standard error is gone there is no one left to tell.

@@ -3,6 +3,7 @@
 //! The comparison is of bytes; pixels are looked at only to say how far off they are.
 
 use std::io::{Cursor, ErrorKind};
+use std::ops::ControlFlow;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use safetensors::SafeTensors;
@@ -22,6 +23,7 @@ use worker::metadata::Metadata;
 
 /// Renders the picture again and says whether its bytes are the same.
 pub(crate) fn run(args: VerifyArgs) -> anyhow::Result<Outcome> {
+    interrupt::listen("the picture was not compared")?;
     let shown = args.image.display().to_string();
     let bytes = std::fs::read(&args.image).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Stop::NotFound(format!("picture {shown}: {error}")).into(),
@@ -56,13 +58,11 @@ fn render_again(args: &VerifyArgs, shown: &str, stored: &Stored) -> anyhow::Resu
     engine.check_size(request.size)?;
     let noise = args.latents.as_deref().map(|path| Latents::read(path, engine.latent(request.size))).transpose()?;
     check_noise(&stored.metadata, noise.as_ref()).map_err(|fault| anyhow!("picture {shown}: {fault}"))?;
-    interrupt::listen()?;
-
     let mut model = engine.load()?;
     let mut meter = Meter::start(String::new(), request.steps);
     let rendered = model.render(&request, noise.as_ref().map(|noise| &noise.tensor), &mut |progress| {
         meter.show(&progress);
-        interrupt::flow()
+        ControlFlow::Continue(())
     })?;
     drop(meter);
     let sha256 = noise.map(|noise| noise.sha256);

@@ -64,8 +64,10 @@ impl RenderService for Clients {
             let message = format!("a request id of {} bytes: use at most {LONGEST_REQUEST_ID}", request_id.len());
             return Err(status(Code::InvalidArgument, "REQUEST_ID_TOO_LONG", message, Some("request_id"), None));
         }
+        let wished = convert::request_of(&spec).map_err(|error| invalid(&error))?;
+        wished.check_seeds(spec.count).map_err(|error| invalid(&error.into()))?;
         let spec = JobSpec {
-            request: convert::request_of(&spec).map_err(|error| invalid(&error))?,
+            request: wished,
             artifact: convert::artifact_kind(spec.artifact_kind).map_err(|error| invalid(&error))?,
             model: spec.model,
             count: spec.count,

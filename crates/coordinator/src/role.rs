@@ -8,9 +8,14 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Config, Coordinator, Patience};
+
+mod end;
+mod given;
+
+pub use end::EndSignals;
+pub use given::{address, without_empty_variables};
 
 /// Where a coordinator listens unless it is told otherwise.
 pub const LISTEN: &str = "127.0.0.1:7400";
@@ -22,7 +27,7 @@ Examples:
   fresco coordinator --listen 0.0.0.0:7400 --store redb:/srv/fresco/store.redb --artifacts file:/srv/fresco/artifacts")]
 pub struct CoordinatorArgs {
     /// Where clients and workers reach it
-    #[arg(long, env = "FRESCO_LISTEN", value_name = "ADDRESS", default_value = LISTEN)]
+    #[arg(long, env = "FRESCO_LISTEN", value_name = "ADDRESS", default_value = LISTEN, value_parser = address)]
     pub listen: SocketAddr,
 
     /// Where jobs are written down: redb:PATH, a file of this process's own
@@ -69,7 +74,7 @@ impl Lease {
 #[derive(Debug, Args)]
 pub struct StatusPort {
     /// Where Prometheus finds /metrics and probes find gRPC health, such as 0.0.0.0:7480 [default: nowhere]
-    #[arg(long, env = "FRESCO_STATUS", value_name = "ADDRESS")]
+    #[arg(long, env = "FRESCO_STATUS", value_name = "ADDRESS", value_parser = address)]
     pub status: Option<SocketAddr>,
 }
 
@@ -111,28 +116,24 @@ pub fn refuse_certificates() -> anyhow::Result<()> {
     }
 }
 
-/// A coordinator alone, until SIGTERM or Ctrl-C. `note` tells the user where it is.
+/// A coordinator alone, until SIGTERM, SIGHUP or Ctrl-C. `note` tells the user where it is.
 ///
 /// # Errors
 /// If store, folders or ports cannot be used, or the store stops taking writes.
 pub async fn run(args: CoordinatorArgs, note: impl Fn(&str)) -> anyhow::Result<()> {
     refuse_certificates()?;
+    let mut signals = EndSignals::listen().context("listen for signals")?;
     let registry = telemetry::registry("coordinator").context("make metrics")?;
     let config =
         Config { listen: args.listen, store: args.store, artifacts: args.artifacts, patience: args.lease.patience() };
-    let coordinator = Coordinator::build(config, &registry).await?;
+    let coordinator = tokio::select! {
+        built = Coordinator::build(config, &registry) => built?,
+        () = signals.recv() => return Ok(()),
+    };
     note(&format!("coordinating on http://{}", coordinator.address()?));
     if let Some(told) = telemetry::start(args.status.status, registry, coordinator.refresh()).await? {
         note(&format!("metrics on http://{}/metrics", told.address));
         told.health.ready(true).await;
     }
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
-    let end = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    coordinator.run(end).await
+    coordinator.run(async move { signals.recv().await }).await
 }

@@ -78,6 +78,10 @@ pub enum RequestError {
     #[error("guidance {guidance} is out of range: use 0 to 100; 4.5 is usual, 1 turns it off")]
     #[allow(missing_docs)]
     Guidance { guidance: f64 },
+    /// Pictures whose seeds would go beyond the largest there is.
+    #[error("seed {seed} leaves no room for a count of {count}: use a seed of at most {}", u64::MAX - u64::from(count - 1))]
+    #[allow(missing_docs)]
+    Seeds { seed: u64, count: u32 },
     /// A control character other than white space.
     #[error("the {which} holds the control character U+{code:04X} at character {position}: remove it")]
     #[allow(missing_docs)]
@@ -104,6 +108,17 @@ impl RenderRequest {
         check_prompt("negative prompt", &self.negative)
     }
 
+    /// Checks that `count` pictures, at least one, can have the seeds from this request's on.
+    ///
+    /// # Errors
+    /// If there are not so many seeds.
+    pub fn check_seeds(&self, count: u32) -> Result<(), RequestError> {
+        match self.seed.checked_add(u64::from(count.saturating_sub(1))) {
+            Some(_) => Ok(()),
+            None => Err(RequestError::Seeds { seed: self.seed, count }),
+        }
+    }
+
     /// True if both branches run and are mixed.
     pub fn is_guided(&self) -> bool {
         self.guidance > 1.0
@@ -125,8 +140,8 @@ fn check_prompt(which: &'static str, text: &str) -> Result<(), RequestError> {
 mod tests {
     use super::*;
 
-    fn check(change: impl FnOnce(&mut RenderRequest), expected: &str) {
-        let mut request = RenderRequest {
+    fn request() -> RenderRequest {
+        RenderRequest {
             prompt: "a castle".into(),
             negative: String::new(),
             size: ImageSize { width_px: 64, height_px: 64 },
@@ -134,7 +149,11 @@ mod tests {
             guidance: 4.5,
             seed: 0,
             clean: Clean::Basic,
-        };
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut RenderRequest), expected: &str) {
+        let mut request = request();
         assert_eq!(request.check(), Ok(()));
         change(&mut request);
         assert_eq!(request.check().expect_err("must be refused").to_string(), expected);
@@ -159,6 +178,14 @@ mod tests {
             "the negative prompt holds the control character U+0000 at character 1: remove it",
         );
         check(|r| r.prompt = "x".repeat(70_000), "the prompt is 70000 bytes long, 65536 is the limit: shorten it");
+    }
+
+    #[test]
+    fn seeds_that_would_go_beyond_the_largest_are_refused() {
+        let check = |seed, count| RenderRequest { seed, ..request() }.check_seeds(count);
+        assert_eq!((check(u64::MAX, 1), check(u64::MAX - 1, 2), check(0, 0)), (Ok(()), Ok(()), Ok(())));
+        let said = check(u64::MAX, 2).expect_err("there is one seed left").to_string();
+        assert!(said.ends_with("a count of 2: use a seed of at most 18446744073709551614"), "{said}");
     }
 
     #[test]

@@ -9,10 +9,13 @@ use anyhow::{Context, ensure};
 use candle_core::Tensor;
 use model::Rendered;
 use plan::ArtifactKind;
-pub use png::BitDepth;
+use png::BitDepth;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::metadata::{KEYWORD, Metadata};
+
+/// Marks a preview in a PNG.
+const PREVIEW_KEYWORD: &str = "fresco-preview";
 
 /// Bits per channel of a PNG, as the metadata says them.
 pub fn bit_depth(kind: ArtifactKind) -> Option<u8> {
@@ -30,31 +33,51 @@ pub fn bit_depth(kind: ArtifactKind) -> Option<u8> {
 /// If the picture has not the shape of one.
 pub fn encode(rendered: &Rendered, kind: ArtifactKind, metadata: &Metadata) -> anyhow::Result<Vec<u8>> {
     match kind {
-        ArtifactKind::Png8 => encode_png(&rendered.image, BitDepth::Eight, Some(metadata)),
-        ArtifactKind::Png16 => encode_png(&rendered.image, BitDepth::Sixteen, Some(metadata)),
+        ArtifactKind::Png8 => encode_png(&rendered.image, BitDepth::Eight, &Said::Metadata(metadata)),
+        ArtifactKind::Png16 => encode_png(&rendered.image, BitDepth::Sixteen, &Said::Metadata(metadata)),
         ArtifactKind::Safetensors => encode_safetensors(rendered, metadata),
     }
 }
 
-/// A PNG of `image` `[1, 3, height, width]` f32 in 0..1.
+/// A PNG of `image` `[1, 3, height, width]` f32 in 0..1, marked as a preview.
 ///
 /// # Errors
 /// If it has not the shape of a picture.
-pub fn encode_png(image: &Tensor, bit_depth: BitDepth, metadata: Option<&Metadata>) -> anyhow::Result<Vec<u8>> {
+pub fn encode_preview(image: &Tensor) -> anyhow::Result<Vec<u8>> {
+    encode_png(image, BitDepth::Eight, &Said::Preview)
+}
+
+/// Whether a PNG that begins with `start` is a preview; what stands before its pixels is enough.
+pub fn is_preview(start: &[u8]) -> bool {
+    let is_mark = |chunk: &png::text_metadata::TEXtChunk| chunk.keyword == PREVIEW_KEYWORD;
+    let reader = png::Decoder::new(Cursor::new(start)).read_info();
+    reader.is_ok_and(|reader| reader.info().uncompressed_latin1_text.iter().any(is_mark))
+}
+
+/// What a PNG says about itself.
+enum Said<'a> {
+    Metadata(&'a Metadata),
+    Preview,
+}
+
+fn encode_png(image: &Tensor, bit_depth: BitDepth, said: &Said<'_>) -> anyhow::Result<Vec<u8>> {
     let (_, channels, height_px, width_px) = image.dims4()?;
     ensure!(channels == 3, "a picture has three channels, this one {channels}");
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, u32::try_from(width_px)?, u32::try_from(height_px)?);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(bit_depth);
-    if let Some(metadata) = metadata {
-        encoder.add_itxt_chunk(KEYWORD.into(), metadata.json()?)?;
-        let (keyword, text) = ("parameters".to_owned(), metadata.parameters());
-        // The plain chunk is what most tools look for; it can hold Latin-1 alone.
-        if text.chars().all(|c| u32::from(c) <= 0xff) {
-            encoder.add_text_chunk(keyword, text)?;
-        } else {
-            encoder.add_itxt_chunk(keyword, text)?;
+    match said {
+        Said::Preview => encoder.add_text_chunk(PREVIEW_KEYWORD.into(), "of a picture at work".into())?,
+        Said::Metadata(metadata) => {
+            encoder.add_itxt_chunk(KEYWORD.into(), metadata.json()?)?;
+            let (keyword, text) = ("parameters".to_owned(), metadata.parameters());
+            // The plain chunk is what most tools look for; it can hold Latin-1 alone.
+            if text.chars().all(|c| u32::from(c) <= 0xff) {
+                encoder.add_text_chunk(keyword, text)?;
+            } else {
+                encoder.add_itxt_chunk(keyword, text)?;
+            }
         }
     }
     let mut writer = encoder.write_header()?;
@@ -158,7 +181,9 @@ mod tests {
     #[test]
     fn a_file_without_metadata_is_said_to_be_one() {
         let image = Tensor::zeros((1, 3, 2, 2), candle_core::DType::F32, &Device::Cpu).expect("can be made");
-        let bytes = encode_png(&image, BitDepth::Eight, None).expect("can be encoded");
+        let bytes = encode_preview(&image).expect("can be encoded");
+        assert!(is_preview(&bytes) && is_preview(&bytes[..200]));
+        assert!(!is_preview(b"\x89PNG") && !is_preview(b"GIF89a"));
         assert!(read(&bytes).expect_err("there is none").starts_with("holds no metadata of fresco"));
         assert_eq!(read(b"GIF89a").expect_err("there is none"), "is neither a PNG nor a safetensors file");
         assert!(read(&bytes[..20]).expect_err("there is none").starts_with("is a damaged PNG"));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
-use coordinator::role::{LISTEN, Lease, StatusPort, url};
+use coordinator::role::{LISTEN, Lease, StatusPort, address, url};
 
 use super::{PictureArgs, Threads};
 use crate::device::DeviceName;
@@ -31,14 +31,14 @@ Examples:
   fresco serve --workers 4 --threads 2 --data /srv/fresco --listen 0.0.0.0:7400")]
 pub(crate) struct ServeArgs {
     /// Where clients and further workers reach it
-    #[arg(long, env = "FRESCO_LISTEN", value_name = "ADDRESS", default_value = LISTEN)]
+    #[arg(long, env = "FRESCO_LISTEN", value_name = "ADDRESS", default_value = LISTEN, value_parser = address)]
     pub(crate) listen: SocketAddr,
 
     /// Folder of the store, checkpoints and finished pictures
     #[arg(long, env = "FRESCO_DATA", value_name = "DIR", default_value = "fresco-data")]
     pub(crate) data: PathBuf,
 
-    /// Model the workers offer, a folder or a name; may be given several times
+    /// Model the workers offer, a folder or a name; can be given several times
     #[arg(
         long = "model",
         env = "FRESCO_MODEL",
@@ -72,7 +72,7 @@ Examples:
   fresco worker --device cuda:0 --model /models/PixArt-Sigma-XL-2-1024-MS
   fresco worker drain render-07 --wait         # from anywhere: hands its work over and leaves
 
-SIGTERM hands its work over at the next step boundary and ends it; a second one ends it at once.")]
+SIGTERM, SIGHUP or Ctrl-C hands its work over at the next step boundary and ends it; a second one ends it at once.")]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct WorkerArgs {
     #[command(subcommand)]
@@ -81,7 +81,7 @@ pub(crate) struct WorkerArgs {
     #[command(flatten)]
     pub(crate) farm: Farm,
 
-    /// Model it offers, a folder or a name; may be given several times
+    /// Model it offers, a folder or a name; can be given several times
     #[arg(
         long = "model",
         env = "FRESCO_MODEL",
@@ -97,6 +97,7 @@ pub(crate) struct WorkerArgs {
 
     /// Where other workers reach it; port 0 takes a free one
     #[arg(long, env = "FRESCO_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(value_parser = address)]
     pub(crate) listen: SocketAddr,
 
     /// What it computes on: cpu, or cuda:N for the Nth NVIDIA GPU
@@ -143,7 +144,7 @@ pub(crate) struct DrainArgs {
 #[command(before_help = "\
 Examples:
   fresco submit \"desert dunes at night\" --size 256x256 --steps 12
-  fresco submit \"a calm sea at dawn\" --count 16 --wait
+  job=$(fresco submit \"a calm sea at dawn\" --wait) && fresco download \"$job\"
   fresco submit - --request-id shot-042 --json < prompt.txt   # again: the same job")]
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
@@ -156,11 +157,11 @@ pub(crate) struct SubmitArgs {
     #[arg(long, env = "FRESCO_REQUEST_ID", value_name = "ID", default_value = "", hide_default_value = true)]
     pub(crate) request_id: String,
 
-    /// Wait until the job is over
+    /// Wait until the job is over; standard output gets its id alone, or with --json the job as it ended
     #[arg(long)]
     pub(crate) wait: bool,
 
-    /// Print one JSON object
+    /// Print one JSON object per job
     #[arg(long, env = "FRESCO_JSON", value_parser = BoolishValueParser::new())]
     pub(crate) json: bool,
 }
@@ -216,7 +217,7 @@ pub(crate) struct WatchArgs {
     #[command(flatten)]
     pub(crate) job: JobArgs,
 
-    /// Go on behind this revision, as an earlier `watch` printed it
+    /// Show what came after this revision, as an earlier `watch` printed it
     #[arg(long, value_name = "N", default_value = "0")]
     pub(crate) after_revision: u64,
 }
@@ -225,12 +226,15 @@ pub(crate) struct WatchArgs {
 #[derive(Debug, Args)]
 #[command(before_help = "\
 Examples:
-  fresco download 0199… --out sea.png        # one image; several get their numbers: sea-0.png, sea-1.png …")]
+  fresco download 0199… --out sea.png        # of several pictures each gets its seed: sea-7.png, sea-8.png …
+  fresco download 0199… --out pictures       # into a folder that exists
+
+Pictures that are there already, byte for byte, are not fetched again.")]
 pub(crate) struct DownloadArgs {
     #[command(flatten)]
     pub(crate) job: JobArgs,
 
-    /// Where the picture goes [default: the job's id]
+    /// Where the picture goes: a name with its ending, .png or .safetensors, or a folder that exists [default: the job's id]
     #[arg(long, env = "FRESCO_OUT", value_name = "PATH")]
     pub(crate) out: Option<PathBuf>,
 

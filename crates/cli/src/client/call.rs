@@ -30,14 +30,14 @@ pub(crate) struct Client {
 pub(crate) enum Watched {
     /// The job is over.
     Over(v1::Job),
-    /// The watcher broke off, or the farm did not come back.
-    Left(ControlFlow<()>),
+    /// The watcher broke off.
+    Left,
 }
 
 /// How one stream of events ended.
 enum Seen {
     /// The watcher broke off.
-    Left(ControlFlow<()>),
+    Left,
     /// There are no more: the job as it is then.
     Job(Box<v1::Job>),
 }
@@ -119,7 +119,7 @@ impl Client {
         let mut away_since = None;
         loop {
             let status = match self.watch_once(id, &mut after_revision, &mut seen, &mut away_since).await {
-                Ok(Seen::Left(flow)) => return Ok(Watched::Left(flow)),
+                Ok(Seen::Left) => return Ok(Watched::Left),
                 Ok(Seen::Job(job)) => {
                     if [v1::State::Done, v1::State::Failed, v1::State::Cancelled].contains(&job.state()) {
                         return Ok(Watched::Over(*job));
@@ -151,7 +151,7 @@ impl Client {
         while let Some(event) = events.message().await? {
             *after_revision = event.revision.max(*after_revision);
             if seen(&event).is_break() {
-                return Ok(Seen::Left(ControlFlow::Break(())));
+                return Ok(Seen::Left);
             }
         }
         let job = self.calls.get_job(v1::GetJobRequest { id: id.to_owned() }).await?.into_inner().job;

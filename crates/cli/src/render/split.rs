@@ -16,18 +16,18 @@ use crate::farm::PrivateFarm;
 use crate::latents::Latents;
 use crate::output::Target;
 use crate::progress::StepBar;
-use crate::{interrupt, models, terminal};
+use crate::{models, terminal};
 
-/// Renders each request into its target, from `noise` if it is given.
+/// Renders each request into its target, from `noise` if it is given; `warnings` have been said.
 pub(super) fn run(
     args: &RenderArgs,
     requests: &[RenderRequest],
     targets: &[Target],
     noise: Option<Latents>,
+    warnings: &[String],
 ) -> anyhow::Result<Outcome> {
     let dir = models::find(&args.picture.model)?;
     let base = args.base.as_deref().map(models::find).transpose()?;
-    interrupt::listen()?;
     let noise = noise.map(|Latents { tensor, sha256 }| Noise { tensor, sha256 });
     let farm = PrivateFarm::start(&dir, base.as_deref(), (args.workers, n_threads(&args.threads)), noise)?;
     farm.runtime().block_on(async {
@@ -46,15 +46,12 @@ pub(super) fn run(
                         bar.show(image.step);
                         epochs.extend((image.epoch > 0).then_some(image.epoch));
                     }
-                    interrupt::flow()
+                    ControlFlow::Continue(())
                 })
                 .await?;
             drop(bar);
             match watched {
-                Watched::Left(ControlFlow::Break(())) => return Err(Stop::Interrupted.into()),
-                Watched::Left(ControlFlow::Continue(())) => {
-                    return Err(Stop::Unavailable("the coordinator went away".into()).into());
-                }
+                Watched::Left => return Err(Stop::Unavailable("the coordinator went away".into()).into()),
                 Watched::Over(job) => {
                     let image = job.images.first().cloned().unwrap_or_default();
                     if image.artifact.is_none() {
@@ -74,6 +71,7 @@ pub(super) fn run(
                             "seconds": seconds,
                             "workers": args.workers,
                             "attempts": epochs.len(),
+                            "warnings": warnings,
                         }))?;
                     } else {
                         let (size, steps, seed) = (request.size, request.steps, request.seed);

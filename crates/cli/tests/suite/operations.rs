@@ -267,11 +267,11 @@ fn workers_told_to_end_one_after_the_other_cost_a_batch_no_step() {
     }
     assert_eq!(seen.value("fresco_steps_total"), 24.0);
     farm.call(&["download", &job, "--out", "farm.png"]).quiet();
-    for (image, seed) in ["3", "4", "5"].into_iter().enumerate() {
+    for seed in ["3", "4", "5"] {
         let alone = [&["render"], &PICTURE[..], &["--seed", seed, "--out", "alone.png", "--force"]].concat();
         farm.desk.fresco(&alone).quiet();
-        let shared = farm.desk.read(&format!("farm-{image}.png"));
-        assert!(shared == farm.desk.read("alone.png"), "image {image}: other bytes");
+        let shared = farm.desk.read(&format!("farm-{seed}.png"));
+        assert!(shared == farm.desk.read("alone.png"), "seed {seed}: other bytes");
     }
 }
 

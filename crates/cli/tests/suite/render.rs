@@ -1,6 +1,6 @@
 //! Pictures that are rendered: the files, what is in them, and what is said about them.
 
-use std::io::{BufRead, BufReader, Cursor, Write};
+use std::io::{Cursor, Write};
 use std::process::Stdio;
 
 use plan::LatentSize;
@@ -209,20 +209,4 @@ fn previews_come_and_go_and_change_nothing() {
     assert!(run.stderr.contains("b.preview.png"), "{run:?}");
     assert_eq!(desk.files(), ["a.png", "b.png"]);
     assert_eq!(desk.read("a.png"), desk.read("b.png"));
-}
-
-#[test]
-fn an_interrupted_render_leaves_no_file() {
-    let desk = Desk::new();
-    let args = ["render", "x", "--size", "128x128", "--steps", "999", "--preview-every", "1", "--out", "a.png"];
-    let mut command = desk.command(FRESCO, &args);
-    let mut child = command.env("FRESCO_LOG", "fresco=debug").stderr(Stdio::piped()).spawn().expect("it starts");
-    let mut said = BufReader::new(child.stderr.take().expect("is piped")).lines().map(|line| line.expect("is text"));
-    assert!(said.by_ref().any(|line| line.contains("preview written")), "it did not come to its first step");
-    let mut kill = desk.command("sh", &["-c", &format!("kill -INT {}", child.id())]);
-    assert!(kill.status().expect("there is a shell").success());
-    let last = said.last().expect("it says why it ends");
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
-    assert!(last.starts_with("error: interrupted"), "{last}");
-    assert_eq!(desk.files(), Vec::<String>::new());
 }

@@ -53,3 +53,38 @@ fn settings_that_are_not_understood_are_refused_with_file_and_key() {
     check("[render\n", &["fresco.toml, line 1"]);
     check("[render]\nsize = \"65x64\"\n", &["fresco.toml", "65"]);
 }
+
+#[test]
+fn a_list_gives_a_flag_several_values() {
+    let desk = Desk::new();
+    let check = |text: &str, code: i32, parts: &[&str]| {
+        desk.write("fresco.toml", text);
+        desk.fresco(&["serve"]).refused(code, parts);
+    };
+    check("[serve]\nmodel = [\"demo\", \"nowhere\"]\n", 3, &["`nowhere`"]);
+    check("[serve]\nmodel = []\n", 2, &["`serve.model`", "empty"]);
+    check("[serve]\nmodel = [[\"demo\"]]\n", 2, &["`serve.model`"]);
+    check("[serve]\nthreads = [1]\n", 2, &["`serve.threads`"]);
+}
+
+#[test]
+fn a_seed_beyond_what_toml_holds_is_text() {
+    let desk = Desk::new();
+    let largest = u64::MAX.to_string();
+    desk.write("fresco.toml", format!("[render]\nseed = {largest}\n"));
+    desk.fresco(&["render", "x"]).refused(2, &["fresco.toml, line 2", "in quotes"]);
+    desk.write("fresco.toml", format!("[render]\nseed = \"{largest}\"\nsteps = 1\nsize = \"64\"\n"));
+    desk.fresco(&["render", "x"]).quiet();
+    assert!(desk.files().contains(&format!("x-s{largest}.png")), "{:?}", desk.files());
+}
+
+#[test]
+fn a_home_that_cannot_be_looked_into_has_no_settings() {
+    let desk = Desk::new();
+    // Root may look into every folder; into a link to itself nobody.
+    std::os::unix::fs::symlink("loop", desk.path("loop")).expect("a link can be made");
+    let mut command = desk.command(FRESCO, &crate::desk::SMALL);
+    Run::of(command.env("HOME", desk.path("loop"))).quiet();
+    user_settings(&desk, "not settings");
+    desk.render(&[]).refused(2, &["fresco.toml, line 1"]);
+}

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use coordinator::role::{self, CoordinatorArgs};
 use tracing_subscriber::EnvFilter;
 
@@ -22,7 +22,9 @@ enum Role {
 }
 
 fn main() -> ExitCode {
-    let Role::Coordinator(args) = Cli::parse().role;
+    let command = role::without_empty_variables(Cli::command());
+    let parsed = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    let Role::Coordinator(args) = parsed.role;
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -33,7 +35,8 @@ fn main() -> ExitCode {
 }
 
 fn start(args: CoordinatorArgs) -> anyhow::Result<()> {
-    let directives = std::env::var("FRESCO_LOG").unwrap_or_else(|_| "warn".into());
+    let asked = std::env::var("FRESCO_LOG").ok().filter(|asked| !asked.is_empty());
+    let directives = asked.unwrap_or_else(|| "warn".into());
     let filter = EnvFilter::try_new(&directives)
         .map_err(|error| anyhow::anyhow!("FRESCO_LOG `{directives}` is not understood ({error}): use debug, say"))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();

@@ -1,5 +1,7 @@
 //! What clients of a farm do: ask, list, cancel, vanish.
 
+use wire::v1::render_service_client::RenderServiceClient;
+
 use super::{Farm, PICTURE, Process, Watch, check_steps, epoch, is_running, step};
 use crate::desk::{Desk, FRESCO, Run};
 
@@ -168,6 +170,115 @@ fn a_farm_that_listens_on_every_address_has_its_own_workers() {
     assert_eq!(desk.fresco(&submit).code, Some(0));
     serve.signal("-TERM");
     assert_eq!(serve.wait(), Some(0));
+}
+
+#[test]
+fn downloads_go_by_the_rules_of_render() {
+    let farm = Farm::start();
+    let flags = ["submit", "a calm sea at dawn", "--size", "64", "--steps", "1", "--count", "2", "--seed", "7"];
+    let job = farm.call(&flags).quiet().stdout.trim().to_owned();
+    let _worker = farm.worker("a");
+    assert_eq!(farm.call(&["wait", &job]).code, Some(0));
+    let pictures = || farm.desk.files().into_iter().filter(|name| name != "data").collect::<Vec<String>>();
+    let download = |out: &str| farm.call(&["download", &job, "--out", out]);
+    for (out, part) in [
+        ("x.jpg", ".png or .safetensors"),
+        ("noext", ".png or .safetensors"),
+        ("x.safetensors", "are .png"),
+        ("nowhere/", "create it"),
+        ("nowhere/x.png", "create it"),
+        (&format!("{}.png", "n".repeat(250)), "File name too long"),
+    ] {
+        // Names of several pictures have their seeds before the ending.
+        download(out).refused(2, &[out.trim_end_matches(".png"), part]);
+    }
+    assert_eq!(pictures(), Vec::<String>::new());
+    farm.desk.write("sea-8.png", "old");
+    download("sea.png").refused(2, &["sea-8.png exists", "--force"]);
+    assert_eq!(pictures(), ["sea-8.png"], "nothing is fetched before all names are checked");
+    farm.call(&["download", &job, "--out", "sea.png", "--force"]).quiet();
+    std::fs::create_dir(farm.desk.path("folder")).expect("a folder can be made");
+    let own_names = [7, 8].map(|seed| format!("{job}-{seed}.png"));
+    let lines = |names: &[String]| names.iter().map(|name| format!("{name}\n")).collect::<String>();
+    let in_folder = own_names.clone().map(|name| format!("folder/{name}"));
+    assert_eq!(download("folder").quiet().stdout, lines(&in_folder));
+    assert_eq!(farm.call(&["download", &job]).quiet().stdout, lines(&own_names));
+    assert_eq!(pictures(), [&own_names[0], &own_names[1], "folder", "sea-7.png", "sea-8.png"]);
+    for (name, seed) in [("sea-7.png", "7"), ("sea-8.png", "8")] {
+        farm.desk
+            .fresco(&[&["render"], &flags[1..6], &["--seed", seed, "--out", "alone.png", "--force"]].concat())
+            .quiet();
+        assert!(farm.desk.read(name) == farm.desk.read("alone.png"), "{name}: other bytes");
+    }
+    // What is there is not fetched again: the farm has lost its pictures.
+    std::fs::remove_dir_all(farm.desk.path("data/pictures")).expect("it is there");
+    assert_eq!(download("folder").quiet().stdout, lines(&in_folder));
+    assert_eq!(download("sea.png").quiet().stdout, lines(&["sea-7.png".into(), "sea-8.png".into()]));
+    assert_ne!(download("other.png").code, Some(0));
+}
+
+#[test]
+fn a_model_is_asked_for_by_its_name_and_whoever_has_it_is_told_about() {
+    let farm = Farm::start();
+    for (asked, name) in [("./demo", "demo"), ("demo/", "demo"), ("/srv/models/Sigma/", "Sigma"), ("Sigma", "Sigma")] {
+        let run = farm.call(&["submit", "x", "--size", "512", "--model", asked]).quiet();
+        let missing = format!("waits for a worker that has the model `{name}`");
+        assert!(run.stderr.lines().count() == 1 && run.stderr.contains(&missing), "{run:?}");
+        let job = farm.call(&["get", run.stdout.trim(), "--json"]).quiet().json();
+        assert_eq!(job["model"].as_str(), Some(name), "{asked}");
+    }
+    farm.call(&["submit", "x", "--size", "64", "--model", ".."]).refused(2, &["`..`", "names no model"]);
+    let worker = farm.worker("a");
+    worker.until_it_says("joined");
+    let run = farm.call(&["submit", "x", "--size", "512", "--steps", "1"]).quiet();
+    assert_eq!(run.stderr, "");
+}
+
+#[test]
+fn whoever_waits_gets_the_id_alone() {
+    let farm = Farm::start();
+    let _worker = farm.worker("a");
+    let flags = ["submit", "a calm sea at dawn", "--size", "64", "--steps", "1", "--wait"];
+    let run = farm.call(&flags);
+    let (job, last) = (run.stdout.trim(), run.stderr.lines().last().unwrap_or_default());
+    assert!(run.code == Some(0) && run.stdout.lines().count() == 1, "{run:?}");
+    assert!(last.starts_with(&format!("{job} DONE 1/1")), "{run:?}");
+    farm.call(&["get", job]).quiet();
+    let run = farm.call(&[&flags[..], &["--json"]].concat());
+    assert_eq!(run.json()["state"].as_str(), Some("DONE"), "{run:?}");
+    farm.desk.write("shots.txt", "a calm sea\na deep canyon\n");
+    let run = farm.call(&["submit", "--prompts", "shots.txt", "--size", "64", "--steps", "1", "--wait"]);
+    assert!(run.code == Some(0) && run.stdout.lines().count() == 2, "{run:?}");
+    let job = run.stdout.lines().last().unwrap_or_default();
+    assert_eq!(farm.call(&["get", job, "--json"]).quiet().json()["prompt"].as_str(), Some("a deep canyon"));
+}
+
+#[test]
+fn seeds_beyond_the_largest_are_refused_by_the_client_and_by_the_farm() {
+    let farm = Farm::start();
+    let largest = u64::MAX.to_string();
+    farm.call(&["submit", "x", "--size", "64", "--seed", &largest, "--count", "2"])
+        .refused(2, &[&largest, "count of 2"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("can be built");
+    let refused = runtime.block_on(async {
+        let mut farm = RenderServiceClient::connect(farm.url.clone()).await.expect("it listens");
+        let spec = wire::v1::RenderSpec {
+            model: "demo".into(),
+            prompt: "x".into(),
+            width_px: 64,
+            height_px: 64,
+            steps: 1,
+            guidance: 4.5,
+            seed: u64::MAX,
+            count: 2,
+            ..Default::default()
+        };
+        let request = wire::v1::CreateJobRequest { spec: Some(spec), request_id: String::new() };
+        farm.create_job(request).await.expect_err("there is one seed left")
+    });
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("count of 2"), "{refused}");
+    farm.call(&["submit", "x", "--size", "64", "--seed", &largest]).quiet();
 }
 
 #[test]
