@@ -226,15 +226,16 @@ pub(crate) struct WatchArgs {
 #[derive(Debug, Args)]
 #[command(before_help = "\
 Examples:
-  fresco download 0199… --out sea.png        # of several pictures each gets its seed: sea-7.png, sea-8.png …
-  fresco download 0199… --out pictures       # into a folder that exists
+  fresco download 0199… --out sea.png    # several pictures get their seeds: sea-7.png …
+  fresco download 0199… --out pictures   # into a folder that exists
 
 Pictures that are there already, byte for byte, are not fetched again.")]
 pub(crate) struct DownloadArgs {
     #[command(flatten)]
     pub(crate) job: JobArgs,
 
-    /// Where the picture goes: a name with its ending, .png or .safetensors, or a folder that exists [default: the job's id]
+    /// Where the picture goes: a name with its ending, .png or .safetensors, or a folder that exists [default: a
+    /// name made of the job's id]
     #[arg(long, env = "FRESCO_OUT", value_name = "PATH")]
     pub(crate) out: Option<PathBuf>,
 

@@ -49,8 +49,11 @@ pub(crate) fn hint(error: &clap::Error, line: &[String]) -> Option<String> {
     match error.kind() {
         ErrorKind::InvalidSubcommand => {
             let given = context(ContextKind::InvalidSubcommand)?;
-            let is_prompt = given.contains(char::is_whitespace);
-            is_prompt.then(|| format!("`{given}` is no command: fresco render \"{given}\" draws it"))
+            if given.contains(char::is_whitespace) {
+                return Some(format!("`{given}` is no command: fresco render \"{given}\" draws it"));
+            }
+            let n_words = line.iter().take_while(|word| !word.starts_with('-')).count();
+            (n_words > 2).then(|| format!("`{given}` is no command: a prompt goes in quotes: fresco render \"…\""))
         }
         ErrorKind::UnknownArgument if matches!(line.first().map(String::as_str), Some("render" | "submit")) => {
             of_argument(context(ContextKind::InvalidArg)?, line)
@@ -128,6 +131,7 @@ mod tests {
         check(&["render", "-50 degrees in Yakutsk"], "fresco render -- \"-50 degrees in Yakutsk\"");
         check(&["render", "--a castle--"], "put -- before it");
         check(&["a castle in fog"], "fresco render \"a castle in fog\"");
+        check(&["a", "castle", "in", "fog", "--steps", "3"], "a prompt goes in quotes");
     }
 
     #[test]

@@ -13,8 +13,8 @@ use super::{BitDepth, CleanName, Threads};
 const RENDER_EXAMPLES: &str = "\
 Examples:
   fresco render \"desert dunes at night\" --size 256x256 --steps 12
-  fresco render \"a calm sea at dawn\" --count 4 --out sea.png   # sea-0.png … sea-3.png
-  fresco render --prompts shots.txt --seed random --out shots    # one prompt a line, into a folder
+  fresco render \"a calm sea at dawn\" --count 4 --out sea.png    # sea-0.png … sea-3.png
+  fresco render --prompts shots.txt --seed random --out shots   # one prompt a line, into a folder
   echo \"a pine forest in thick fog\" | fresco render - --json
   fresco render \"an astronaut riding a horse\" --model ./PixArt-Sigma --size 1024x576";
 
