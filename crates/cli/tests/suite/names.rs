@@ -111,7 +111,7 @@ fn what_is_no_file_is_not_replaced() {
 #[test]
 fn a_picture_whose_name_is_lost_meanwhile_is_kept_and_named() {
     let desk = Desk::new();
-    let args = ["render", "x", "--size", "128x128", "--steps", "60", "--preview-every", "1", "--out", "a.png"];
+    let args = ["render", "x", "--size", "128x128", "--steps", "24", "--preview-every", "1", "--out", "a.png"];
     for (force, reason) in [(&[][..], "exists by now"), (&["--force"], "cannot write a.png")] {
         let mut command = desk.command(FRESCO, &[&args[..], force].concat());
         let mut child = command.env("FRESCO_LOG", "fresco=debug").stderr(Stdio::piped()).spawn().expect("it starts");
