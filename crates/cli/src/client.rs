@@ -4,6 +4,7 @@
 //! The longer ones have files of their own. The connection and the errors of calls are in `client/call.rs`, lines and JSON
 //! of jobs in `client/show.rs`.
 
+mod away;
 mod call;
 mod download;
 mod show;

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use machine::{Memory, readable};
 use serde::Serialize;
 use serde_json::json;
 use sysinfo::{Disks, System};
@@ -11,7 +12,6 @@ use sysinfo::{Disks, System};
 use crate::args::{DoctorArgs, Threads};
 use crate::engine::{n_threads, open_folder};
 use crate::exit::Outcome;
-use crate::memory::{Memory, readable};
 use crate::settings;
 use crate::terminal;
 
@@ -85,10 +85,11 @@ fn cores() -> Finding {
 fn memory() -> Finding {
     /// The demo model at its default size needs about this much.
     const LITTLE_BYTES: u64 = 512 << 20;
-    let Memory { total_bytes, available_bytes } = Memory::measure();
+    let Memory { total_bytes, available_bytes, limit } = Memory::measure();
     let (total, available) = (readable(total_bytes.into()), readable(available_bytes.into()));
     let status = if available_bytes < LITTLE_BYTES { Status::Warn } else { Status::Ok };
-    finding("memory", status, format!("{available} of {total} available"))
+    let why = limit.map(|limit| format!(", limited by {}", limit.by)).unwrap_or_default();
+    finding("memory", status, format!("{available} of {total} available{why}"))
 }
 
 fn settings_files() -> Finding {

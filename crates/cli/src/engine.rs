@@ -9,11 +9,12 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow};
 use candle_core::Tensor;
+use machine::Memory;
 use model::{FolderError, ModelFolder, Progress, RenderError, Rendered, Renderer};
 use plan::{ImageSize, LatentSize, RenderRequest};
 
 use crate::args::Threads;
-use crate::memory::Memory;
+use crate::memory;
 use crate::models;
 use crate::progress::Wait;
 use worker::metadata::ModelId;
@@ -46,7 +47,7 @@ impl Engine {
     /// Refuses a picture the model cannot make, or that does not fit in memory.
     pub(crate) fn check_size(&self, size: ImageSize) -> anyhow::Result<()> {
         self.folder.spec().check_size(size)?;
-        Memory::measure().check(self.folder.spec(), size, self.folder.weights_bytes()).map_err(|fault| anyhow!(fault))
+        memory::check(&Memory::measure(), &self.folder, size).map_err(|fault| anyhow!(fault))
     }
 
     /// Reads the weights.
@@ -78,9 +79,7 @@ fn named(dir: &Path, error: &FolderError) -> anyhow::Error {
 
 /// How many cores work.
 pub(crate) fn n_threads(threads: &Threads) -> usize {
-    // Counts what the system lets this process use, not what the machine has.
-    let available = || std::thread::available_parallelism().map_or(1, usize::from);
-    threads.threads.map_or_else(available, |threads| threads as usize)
+    threads.threads.map_or_else(machine::n_processors, |threads| threads as usize)
 }
 
 /// A model ready to render.

@@ -10,6 +10,7 @@ use anyhow::Context;
 use coordinator::role::{CoordinatorArgs, EndSignals};
 use coordinator::{Coordinator, Patience};
 use fabric::grpc::{Port, PortConfig};
+use machine::Memory;
 use model::Place;
 use prometheus::Registry;
 use tokio::runtime::Runtime;
@@ -24,7 +25,6 @@ use crate::client;
 use crate::device;
 use crate::engine::n_threads;
 use crate::exit::{Outcome, Stop};
-use crate::memory::Memory;
 use crate::models;
 use crate::progress::Wait;
 use crate::scratch::Scratch;
@@ -72,16 +72,13 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
             );
         }
         let own = Own { offered, port, metrics, noise: None };
-        let mut workers = start_workers(address, args.workers, threads, &own, &shutdown)?;
+        let workers = start_workers(address, args.workers, threads, &own, &shutdown)?;
+        let ends = tokio::spawn(tell_of_ends(workers, shutdown.clone()));
         let mut drained = shutdown.clone();
         let end = async move {
             drop(drained.wait_for(|shutdown| *shutdown != Shutdown::No).await);
             // The workers hand over first; they need the coordinator for that.
-            while let Some(ended) = workers.join_next().await {
-                if let Ok(Err(error)) = ended {
-                    tracing::error!("{error:#}");
-                }
-            }
+            drop(ends.await);
         };
         coordinator.run(end).await?;
         Ok(Outcome::Done)
@@ -167,7 +164,7 @@ impl PrivateFarm {
         let offered = {
             let _wait = Wait::start("reading the weights");
             let folders = [(model.to_owned(), base.map(Path::to_owned))];
-            worker::open_models(&folders, &Place::default(), Memory::measure().available_bytes, n_workers)?
+            worker::open_models(&folders, &Place::default(), &Memory::measure(), n_workers)?
         };
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         let port = Arc::new(bind(any)?);
@@ -188,16 +185,10 @@ impl PrivateFarm {
             };
             let coordinator = Coordinator::build(config, &registry).await?;
             let address = coordinator.address()?;
-            let mut workers = start_workers(address, n_workers, threads, &own, &stopped)?;
+            let workers = start_workers(address, n_workers, threads, &own, &stopped)?;
             let mut ended = stopped.clone();
             tokio::spawn(coordinator.run(async move { drop(ended.wait_for(|end| *end != Shutdown::No).await) }));
-            tokio::spawn(async move {
-                while let Some(ended) = workers.join_next().await {
-                    if let Ok(Err(error)) = ended {
-                        tracing::error!("{error:#}");
-                    }
-                }
-            });
+            tokio::spawn(tell_of_ends(workers, stopped));
             anyhow::Ok(address)
         })?;
         Ok(Self { runtime, address, stop, _data: data })
@@ -219,6 +210,9 @@ impl Drop for PrivateFarm {
     }
 }
 
+/// Workers of this process at work, by name.
+type Workers = JoinSet<(String, anyhow::Result<()>)>;
+
 /// What the workers of one process share.
 struct Own {
     offered: Arc<Models>,
@@ -233,20 +227,22 @@ fn start_workers(
     threads: usize,
     own: &Own,
     shutdown: &watch::Receiver<Shutdown>,
-) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
+) -> anyhow::Result<Workers> {
     // A listener on every address is reached by this process through its own.
     let ip = if coordinator.ip().is_unspecified() { [127, 0, 0, 1].into() } else { coordinator.ip() };
     let mut workers = JoinSet::new();
     for idx in 1..=n_workers {
+        let name = format!("local-{idx}");
         let config = worker::Config {
-            name: format!("local-{idx}"),
+            name: name.clone(),
             coordinator: format!("http://{}", SocketAddr::new(ip, coordinator.port())),
             address: own.port.address().to_owned(),
             threads: threads.div_ceil(usize::from(n_workers)),
             noise: own.noise.clone(),
         };
         let worker = Worker::new(config, Arc::clone(&own.offered), Arc::clone(&own.port), own.metrics.clone())?;
-        workers.spawn(worker.run(shutdown.clone()));
+        let shutdown = shutdown.clone();
+        workers.spawn(async move { (name, worker.run(shutdown).await) });
     }
     Ok(workers)
 }
@@ -271,11 +267,29 @@ fn read_models(
     })
 }
 
+/// Says of each worker of this process how it ended, when it ends: a farm whose workers are gone stands still.
+async fn tell_of_ends(mut workers: Workers, shutdown: watch::Receiver<Shutdown>) {
+    let (n_workers, is_asked) = (workers.len(), || *shutdown.borrow() != Shutdown::No);
+    while let Some(ended) = workers.join_next().await {
+        match ended {
+            Ok((worker, Err(error))) => tracing::error!(worker, "{error:#}"),
+            Ok((worker, Ok(()))) if !is_asked() => {
+                tracing::warn!(worker, "a worker of this process was drained and left")
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "a worker of this process died"),
+        }
+    }
+    if n_workers > 0 && !is_asked() {
+        tracing::error!("no worker of this process is left: jobs wait for others; start it again to have its own");
+    }
+}
+
 fn open_models(asked: &[String], place: &Place, n_workers: u16) -> anyhow::Result<Arc<Models>> {
     let find = |model: &String| Ok((models::find(model)?, None));
     let folders = asked.iter().map(find).collect::<Result<Vec<(PathBuf, Option<PathBuf>)>, Stop>>()?;
     let _wait = Wait::start("reading the weights");
-    worker::open_models(&folders, place, Memory::measure().available_bytes, n_workers)
+    worker::open_models(&folders, place, &Memory::measure(), n_workers)
 }
 
 fn bind(address: SocketAddr) -> anyhow::Result<Port> {

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use machine::readable;
 use model::convert::{ConvertOptions, convert};
 use model::folder::Part;
 use model::{FolderError, ModelFolder};
@@ -13,7 +14,6 @@ use serde_json::{Value, json};
 use crate::args::{ConvertArgs, FolderArgs, ModelCommand, ModelSubcommand, VerifyModelArgs};
 use crate::engine::open_folder;
 use crate::exit::{Outcome, Stop};
-use crate::memory::readable;
 use crate::models;
 use crate::terminal;
 

@@ -312,10 +312,12 @@ impl Driver {
 
     fn order(&mut self, session: SessionId, order: Order) {
         let Some(orders) = self.sessions.get(&session) else { return };
-        if orders.try_send(v1::SessionResponse { message: Some(order) }).is_err() {
+        let Err(unsent) = orders.try_send(v1::SessionResponse { message: Some(order) }) else { return };
+        // A worker that has left closed its end; one that is there and takes nothing is odd.
+        if matches!(unsent, mpsc::error::TrySendError::Full(_)) {
             tracing::warn!(session = session.0, "a worker does not read its orders: its session ends");
-            self.sessions.remove(&session);
         }
+        self.sessions.remove(&session);
     }
 }
 

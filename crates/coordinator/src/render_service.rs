@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use control::{Event, Input, JobSpec};
@@ -72,7 +73,7 @@ impl RenderService for Clients {
             model: spec.model,
             count: spec.count,
         };
-        let job = JobId(uuid::Uuid::now_v7().to_string());
+        let job = new_job_id(SystemTime::now());
         let accepted = self.desk.request(|reply| Input::Submit { job, request_id, spec, reply }).await?;
         let job = self.job(accepted.map_err(|error| of_control(&error))?).await?;
         Ok(Response::new(v1::CreateJobResponse { job: Some(job) }))
@@ -251,6 +252,13 @@ impl Watcher {
         let is_over = job_view::is_over(response.job_state);
         self.answers.send(Ok(response)).await.is_ok() && !is_over
     }
+}
+
+/// An id nobody has: in order of time, as far as the clock tells one. A clock before 1970 tells none.
+fn new_job_id(now: SystemTime) -> JobId {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let timestamp = uuid::Timestamp::from_unix(uuid::NoContext, since.as_secs(), since.subsec_nanos());
+    JobId(uuid::Uuid::new_v7(timestamp).to_string())
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use crate::geometry::ImageSize;
 use crate::id::Rank;
 use crate::mesh::Mesh;
 use crate::request::MAX_TOKENS;
-use crate::spec::{DitSpec, ModelSpec, VaeSpec};
+use crate::spec::{DitSpec, ModelSpec, TextSpec, VaeSpec};
+use crate::text_home::TextHome;
 
 /// Slabs a decode's widest layer is read in, unless they would be small.
 const N_SLABS: u128 = 16;
@@ -20,23 +21,27 @@ pub struct Share {
     pub token_rows: usize,
     /// Branches whose tensors are alive at once.
     pub n_branches: usize,
+    /// Captions it holds, from the encoder to the end.
+    pub n_captions: usize,
     /// Latent rows it decodes.
     pub decode_rows: usize,
 }
 
 impl Share {
-    /// All of a picture on one rank, which takes one branch after the other.
+    /// All of a guided picture on one rank, which takes one branch after the other.
     pub fn whole(spec: &ModelSpec, size: ImageSize) -> Self {
         let latent = size.latent(spec.vae.factor());
-        Self { token_rows: latent.tokens().rows, n_branches: 1, decode_rows: latent.rows }
+        Self { token_rows: latent.tokens().rows, n_branches: 1, n_captions: 2, decode_rows: latent.rows }
     }
 
     /// What `rank` has; if it has both branches, one waits for tensors while the other computes.
     pub fn of(mesh: &Mesh, rank: Rank, is_guided: bool) -> Self {
         let decoded = mesh.decode_bands().into_iter().filter(|(of, _)| *of == rank);
+        let n_branches = mesh.branches(rank, is_guided).len();
         Self {
             token_rows: mesh.band(rank).n_rows(),
-            n_branches: mesh.branches(rank, is_guided).len(),
+            n_branches,
+            n_captions: n_branches,
             decode_rows: decoded.map(|(_, band)| band.n_rows()).sum(),
         }
     }
@@ -45,6 +50,10 @@ impl Share {
 /// Bytes a rank's share of a picture needs beside the weights, by what holds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
+    /// What encoding a prompt takes beside the encoder's weights as they are stored.
+    pub encode_bytes: u128,
+    /// Captions made ready for every block, which stay until the picture is done.
+    pub captions_bytes: u128,
     /// The widest moment of the transformer.
     pub dit_bytes: u128,
     /// The widest moment of the decode.
@@ -66,6 +75,8 @@ impl Footprint {
         let layers =
             widest_values(&spec.vae, own) * u128::from(value_bytes) + 2 * slab_bytes(&spec.vae, own, value_bytes);
         Self {
+            encode_bytes: encode_values(&spec.text) * size_of::<f32>() as u128,
+            captions_bytes: share.n_captions as u128 * caption_values(&spec.dit) * u128::from(value_bytes),
             dit_bytes: dit_values(&spec.dit, spec.vae.factor(), size, share) * u128::from(value_bytes),
             vae_bytes: layers.max(attention_values(&spec.vae, own, all) * u128::from(value_bytes)),
             // Planes, the rows they come from, and those in 0..1.
@@ -73,30 +84,49 @@ impl Footprint {
         }
     }
 
-    /// Bytes at the widest moment of all on a CPU: the transformer and the decoder run one after the other.
-    pub fn on_cpu_bytes(&self, weights_bytes: u64) -> u128 {
-        u128::from(weights_bytes) + self.dit_bytes.max(self.vae_bytes + self.picture_bytes) + ALLOWANCE_BYTES
+    /// Bytes at the widest moment of all on a CPU, which first encodes, then steps, then decodes: with `networks_bytes` of
+    /// transformer and decoder, and `text_bytes` of the encoder's weights as they are stored, which stay in memory or go with
+    /// the prompt.
+    pub fn on_cpu_bytes(&self, networks_bytes: u64, text_bytes: u64, text_home: TextHome) -> u128 {
+        let text_bytes = u128::from(text_bytes);
+        let drawn_bytes = self.captions_bytes + self.dit_bytes.max(self.vae_bytes + self.picture_bytes);
+        let widest_bytes = match text_home {
+            TextHome::Files => drawn_bytes.max(text_bytes + self.encode_bytes),
+            TextHome::Memory => text_bytes + drawn_bytes.max(self.encode_bytes),
+        };
+        u128::from(networks_bytes) + widest_bytes + ALLOWANCE_BYTES
     }
 
     /// The same without the weights, on a device that stores a value in `value_bytes`: 4 on a CPU, less on a GPU.
     pub fn beside_weights_bytes(&self, value_bytes: u64) -> u128 {
-        if value_bytes == 4 { self.on_cpu_bytes(0) } else { self.on_gpu_bytes() }
+        if value_bytes == 4 { self.on_cpu_bytes(0, 0, TextHome::Memory) } else { self.on_gpu_bytes() }
     }
 
-    /// The same of a GPU's memory, beside the weights that are there already.
+    /// The same of a GPU's memory, beside the weights that are there already; the encoder works on the CPU.
     pub fn on_gpu_bytes(&self) -> u128 {
-        self.dit_bytes.max(self.vae_bytes) + ALLOWANCE_BYTES
+        self.captions_bytes + self.dit_bytes.max(self.vae_bytes) + ALLOWANCE_BYTES
     }
+}
+
+/// A layer is widened to f32 while it computes, three times the square of the width at most; beside it hidden rows, scores and
+/// sums of all tokens are small.
+fn encode_values(spec: &TextSpec) -> u128 {
+    let width = spec.width as u128;
+    3 * width * width + 16 * MAX_TOKENS as u128 * width
+}
+
+/// Keys and values of a caption in every block.
+fn caption_values(spec: &DitSpec) -> u128 {
+    (2 * spec.depth * MAX_TOKENS * spec.width()) as u128
 }
 
 /// A block holds its input, the modulated input, its own keys and values, and queries or the attention's result; beside them
 /// what was gathered: all rows with their keys and values. Or, where nothing is gathered, the MLP's hidden rows between what
-/// it reads, adds to and gives. And keys and values of a caption in every block.
+/// it reads, adds to and gives.
 fn dit_values(spec: &DitSpec, factor: usize, size: ImageSize, share: Share) -> u128 {
     let grid = size.latent(factor).tokens();
     let [own, all] = [share.token_rows, grid.rows].map(|rows| rows as u128 * grid.cols as u128);
-    let captions = (2 * spec.depth * MAX_TOKENS) as u128;
-    share.n_branches as u128 * (5 * own + 3 * all + captions) * spec.width() as u128
+    share.n_branches as u128 * (5 * own + 3 * all) * spec.width() as u128
 }
 
 /// Bytes of a slab of a decode of `cells` latent cells: layers give back what they have read a slab at a time. Few of them, so
@@ -152,13 +182,14 @@ mod tests {
     #[test]
     fn half_of_the_rows_take_half_of_the_decode_and_all_keys() {
         let whole = Share::whole(&xl(), LARGE);
-        let half = Share { token_rows: 128, n_branches: 2, decode_rows: 256 };
+        let half = Share { token_rows: 128, n_branches: 2, n_captions: 2, decode_rows: 256 };
         let [whole, half] = [whole, half].map(|share| Footprint::of(&xl(), LARGE, share, 2));
         assert_eq!(half.vae_bytes, whole.vae_bytes / 2);
-        let captions = 2 * 28 * 300 * 1152 * 2;
         let rows = 256 * 256 * 1152 * 2;
-        assert_eq!(whole.dit_bytes, 8 * rows + captions);
-        assert_eq!(half.dit_bytes, 2 * (rows * 11 / 2 + captions), "2.5 + 3, for each branch");
+        assert_eq!(whole.dit_bytes, 8 * rows);
+        assert_eq!(half.dit_bytes, 2 * rows * 11 / 2, "2.5 + 3, for each branch");
+        let captions = 2 * (2 * 28 * 300 * 1152 * 2);
+        assert_eq!((whole.captions_bytes, half.captions_bytes), (captions, captions));
     }
 
     #[test]
@@ -167,16 +198,31 @@ mod tests {
         let mesh = |n_branch_groups| Mesh::new(n_branch_groups, bands.to_vec(), 16, 1).expect("a mesh");
         let of =
             |n_branch_groups, rank| Share::of(&mesh(n_branch_groups), Rank(rank), n_branch_groups == 2 || rank == 0);
-        assert_eq!(of(2, 1), Share { token_rows: 10, n_branches: 1, decode_rows: 10 });
+        assert_eq!(of(2, 1), Share { token_rows: 10, n_branches: 1, n_captions: 1, decode_rows: 10 });
         assert_eq!(of(2, 3), of(2, 1));
-        assert_eq!(of(1, 0), Share { token_rows: 6, n_branches: 2, decode_rows: 12 }, "guided");
-        assert_eq!(of(1, 1), Share { token_rows: 10, n_branches: 1, decode_rows: 20 }, "not guided");
+        assert_eq!(of(1, 0), Share { token_rows: 6, n_branches: 2, n_captions: 2, decode_rows: 12 }, "guided");
+        assert_eq!(of(1, 1), Share { token_rows: 10, n_branches: 1, n_captions: 1, decode_rows: 20 }, "not guided");
     }
 
     #[test]
     fn the_largest_size_that_can_be_asked_does_not_overflow() {
         let size = ImageSize { width_px: u32::MAX - 15, height_px: u32::MAX - 15 };
         let footprint = Footprint::of(&xl(), size, Share::whole(&xl(), size), 4);
-        assert!(footprint.on_cpu_bytes(u64::MAX) > 1 << 70);
+        assert!(footprint.on_cpu_bytes(u64::MAX, u64::MAX, TextHome::Memory) > 1 << 70);
+    }
+
+    #[test]
+    fn an_encoder_that_goes_with_the_prompt_counts_while_it_is_there() {
+        // T5-XXL as it is published, in f32, and what draws 512².
+        let (networks, text) = (3 << 30, 19 << 30);
+        let size = ImageSize { width_px: 512, height_px: 512 };
+        let footprint = Footprint::of(&xl(), size, Share::whole(&xl(), size), 4);
+        let [goes, stays] =
+            [TextHome::Files, TextHome::Memory].map(|home| footprint.on_cpu_bytes(networks, text, home));
+        assert!((22 * GIB..23 * GIB).contains(&goes), "{goes}: more than the picture takes");
+        assert!((22 * GIB..24 * GIB).contains(&stays) && stays > goes, "{stays}");
+        let large = Footprint::of(&xl(), LARGE, Share::whole(&xl(), LARGE), 4);
+        let [goes, stays] = [TextHome::Files, TextHome::Memory].map(|home| large.on_cpu_bytes(networks, text, home));
+        assert!(stays - goes > 17 * GIB, "a large picture has no use for it: {goes} and {stays}");
     }
 }

@@ -36,7 +36,8 @@ impl TextHome {
         let double = |side_px: u32| side_px.saturating_mul(2);
         let size = ImageSize { width_px: double(size.width_px), height_px: double(size.height_px) };
         let picture = Footprint::of(spec, size, Share::whole(spec, size), size_of::<f32>() as u64);
-        let of_picture = if memory.is_computed_in { picture.on_cpu_bytes(0) } else { picture.picture_bytes };
+        let in_memory = picture.on_cpu_bytes(0, 0, Self::Memory);
+        let of_picture = if memory.is_computed_in { in_memory } else { picture.picture_bytes + picture.encode_bytes };
         let others = u128::from(memory.placed_bytes) + of_picture * u128::from(memory.n_pictures);
         if u128::from(text_bytes) + others <= u128::from(memory.free_bytes) { Self::Memory } else { Self::Files }
     }

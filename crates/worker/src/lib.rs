@@ -14,6 +14,7 @@ mod part;
 mod probe;
 mod room;
 mod session;
+pub mod stranger;
 mod upload;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use anyhow::Context;
 use candle_core::Tensor;
 use fabric::grpc::Port;
+use machine::Memory;
 use model::Place;
 use plan::WorkerId;
 use rayon::ThreadPool;
@@ -125,15 +127,15 @@ impl Worker {
 }
 
 /// Opens the folders of models that `n_workers` workers of this process offer, whose networks will compute on `place`;
-/// `free_bytes` of the host's memory may be filled.
+/// `memory` is the host's.
 ///
 /// # Errors
-/// If a folder is at fault; every fault is a line.
+/// If a folder is at fault, every fault a line, or if the networks need more memory than there is.
 pub fn open_models(
     folders: &[(PathBuf, Option<PathBuf>)],
     place: &Place,
-    free_bytes: u64,
+    memory: &Memory,
     n_workers: u16,
 ) -> anyhow::Result<Arc<Models>> {
-    Ok(Arc::new(Models::open(folders, place, free_bytes, n_workers)?))
+    Ok(Arc::new(Models::open(folders, place, memory, n_workers)?))
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
+use machine::Memory;
 use model::place::RoomError;
 use model::{ModelFolder, Place, RenderError, Renderer};
 use plan::{HostMemory, ModelFacts, ModelId, TextHome};
@@ -27,18 +28,19 @@ struct Offered {
 
 impl Models {
     /// Opens folders, each with the folder that gives the parts it lacks, and hashes their weights. Their networks will
-    /// compute on `place`, for `n_workers` at once; `free_bytes` of the host's memory may be filled. Other processes that
-    /// read their weights at the same time see the same memory free.
+    /// compute on `place`, for `n_workers` at once; `memory` is the host's. Other processes that read their weights at the
+    /// same time see the same memory free.
     ///
     /// # Errors
-    /// If a folder is at fault; every fault is a line.
+    /// If a folder is at fault, every fault a line, or if the networks need more memory than there is.
     pub fn open(
         folders: &[(PathBuf, Option<PathBuf>)],
         place: &Place,
-        mut free_bytes: u64,
+        memory: &Memory,
         n_workers: u16,
     ) -> anyhow::Result<Self> {
         let mut all = BTreeMap::new();
+        let mut free_bytes = memory.available_bytes;
         for (dir, base) in folders {
             let folder = ModelFolder::open(dir, base.as_deref()).map_err(|error| {
                 let lines: Vec<String> =
@@ -60,6 +62,10 @@ impl Models {
         let needed = all.values().map(|offered: &Offered| offered.folder.placed_bytes()).sum();
         let told = |error: RoomError| error.told("models: their networks do not fit", "stop what else uses the GPU");
         place.check_room(needed).map_err(|error| anyhow!(told(error)))?;
+        if place.device().is_cpu() {
+            let told = |shortage| anyhow!("models: their networks need {shortage}: offer fewer models or free memory");
+            memory.check(needed.into()).map_err(told)?;
+        }
         Ok(Self { place: place.clone(), all })
     }
 

@@ -20,6 +20,7 @@ use wire::{convert, v1};
 
 use crate::desk::Desk;
 use crate::part::{self, Tools};
+use crate::stranger;
 use crate::{Shutdown, Worker};
 
 /// Reports kept while the coordinator is away.
@@ -75,7 +76,7 @@ impl Stay {
             reports,
             part: None,
             size: None,
-            incarnation: uuid::Uuid::now_v7().to_string(),
+            incarnation: uuid::Uuid::new_v4().to_string(),
             last_word: None,
         }
     }
@@ -155,7 +156,10 @@ impl Stay {
             Err(status) if status.code() == Code::InvalidArgument => {
                 return Ended::Refused(status.message().to_owned());
             }
-            Err(status) => return broken(status.message().to_owned(), false),
+            Err(status) => {
+                let told = stranger::explain(&self.worker.coordinator, &status).await;
+                return broken(told.unwrap_or_else(|| status.message().to_owned()), false);
+            }
         };
         let lease_ttl = match orders.message().await {
             Ok(Some(v1::SessionResponse { message: Some(Order::Welcome(welcome)) })) => {

@@ -129,7 +129,8 @@ fn no_step_is_done_before_the_rows_behind_the_last_one_are_kept() {
         address
     });
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
-    let models = worker::open_models(&[(demo, None)], &model::Place::default(), 0, 1).expect("the demo is sound");
+    let memory = &machine::Memory::UNKNOWN;
+    let models = worker::open_models(&[(demo, None)], &model::Place::default(), memory, 1).expect("the demo is sound");
     let model = models.facts().next().expect("it is one").id.clone();
     let port = Arc::new(Port::bind("http://127.0.0.1:0", PortConfig::default()).expect("a port is free"));
     let peer = Peer { worker: WorkerId("a".into()), address: port.address().to_owned() };

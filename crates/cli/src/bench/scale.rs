@@ -3,7 +3,7 @@
 //! Leaves out what is measured and how.
 
 use clap::Args;
-use plan::ImageSize;
+use plan::{Footprint, ImageSize, Share};
 
 use crate::measure::scale::memory::{self, Part, Peaks};
 use crate::measure::scale::{Scale, blocks, decode};
@@ -68,23 +68,35 @@ fn show(scale: &Scale, as_json: bool) -> anyhow::Result<()> {
 
 fn show_memory(peaks: &Peaks, args: &ScaleArgs) -> anyhow::Result<()> {
     let what = format!("peak memory of a decode of {}", args.size);
+    let [counted_one, counted_two] = counted(args.size);
     let (beside, all) = (peaks.share(memory::Peak::beside_weights), peaks.share(|peak| peak.peak_bytes));
     if args.json {
         return terminal::say_json(&serde_json::json!({
             "what": what, "one_worker": peaks.one, "two_workers": peaks.two,
             "share_beside_weights": beside, "share_with_weights": all,
+            "counted_of_one_bytes": counted_one as u64, "counted_of_each_of_two_bytes": counted_two as u64,
         }));
     }
     let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
     let most = |bytes: fn(&memory::Peak) -> u64| mib(peaks.two.iter().map(bytes).max().unwrap_or(0));
     terminal::say(&format!(
-        "{what}, beside the weights: one worker {:.0} MiB, each of two at most {:.0} MiB, {beside:.2} of it; \
-         with the weights {:.0} and {:.0} MiB, {all:.2} of it",
+        "{what}, beside the weights: one worker {:.0} MiB, each of two at most {:.0} MiB, {beside:.2} of it, \
+         where {:.0} and {:.0} MiB are counted; with the weights {:.0} and {:.0} MiB, {all:.2} of it",
         mib(peaks.one.beside_weights()),
         most(memory::Peak::beside_weights),
+        mib(counted_one as u64),
+        mib(counted_two as u64),
         mib(peaks.one.peak_bytes),
         most(|peak| peak.peak_bytes),
     ))
+}
+
+/// What is counted for a decode on a worker alone, and on the one of two that has more rows.
+fn counted(size: ImageSize) -> [u128; 2] {
+    let spec = super::step::xl_with(decode::vae());
+    let whole = Share::whole(&spec, size);
+    let half = Share { decode_rows: whole.decode_rows.div_ceil(2), ..whole };
+    [whole, half].map(|share| Footprint::of(&spec, size, share, size_of::<f32>() as u64).vae_bytes)
 }
 
 fn median(seconds: &[f64]) -> f64 {

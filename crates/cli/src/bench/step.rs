@@ -3,11 +3,12 @@
 //! Leaves out what is measured and how.
 
 use clap::Args;
-use plan::{ImageSize, VaeSpec};
+use plan::{Footprint, ImageSize, ModelSpec, Share, TextSpec, VaeSpec};
 
 use super::{OnArgs, decoder, mib, on_threads, roofline};
 use crate::device;
 use crate::exit::Stop;
+use crate::measure::scale::decode;
 use crate::measure::step::{self, Stage, Stages, Work};
 use crate::terminal;
 
@@ -73,23 +74,26 @@ pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
         Ok((stages, roofline(&place, &args.on)?))
     })?;
     let Stages { captions, steps, decode } = &stages;
+    let counted = counted(&work, place.value_bytes());
     if args.on.json {
-        let stage = |stage: &Stage| {
+        let stage = |stage: &Stage, counted_bytes: u128| {
             serde_json::json!({
                 "seconds": stage.seconds, "median_seconds": stage.median(), "peak_bytes": stage.peak_bytes,
+                "counted_bytes": counted_bytes as u64,
                 "gflops": (stage.flop > 0.0).then(|| stage.flop / stage.median() / 1e9),
             })
         };
         return terminal::say_json(&serde_json::json!({
-            "what": what, "threads": args.on.threads, "captions": stage(captions), "steps": stage(steps),
-            "decode": decode.as_ref().map(stage), "numeric_class": place.numeric_class(),
+            "what": what, "threads": args.on.threads, "captions": stage(captions, counted.captions_bytes),
+            "steps": stage(steps, counted.dit_bytes),
+            "decode": decode.as_ref().map(|decode| stage(decode, counted.vae_bytes)), "numeric_class": place.numeric_class(),
         }));
     }
     let n = steps.seconds.len();
     terminal::say(&format!("captions: {:.4} s", captions.seconds.iter().sum::<f64>()))?;
     terminal::say(&format!(
         "{}, median of {} behind the first ({:.4} s)",
-        told(&what, steps),
+        told(&what, steps, counted.dit_bytes),
         n - 1,
         steps.seconds[0]
     ))?;
@@ -97,7 +101,7 @@ pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
         terminal::say(&limits.share(steps.flop, steps.median()))?;
     }
     if let Some(decode) = decode {
-        terminal::say(&told(&format!("decode of {}", args.size), decode))?;
+        terminal::say(&told(&format!("decode of {}", args.size), decode, counted.vae_bytes))?;
         if let Some(limits) = &limits {
             terminal::say(&limits.share(decode.flop, decode.median()))?;
         }
@@ -107,8 +111,24 @@ pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
     terminal::say(&format!("all of it, {n} steps: {seconds:.2} s"))
 }
 
-fn told(what: &str, stage: &Stage) -> String {
+/// What is counted before such a picture is begun, on one rank.
+fn counted(work: &Work, value_bytes: u64) -> Footprint {
+    let vae = work.vae.clone().unwrap_or_else(decode::vae);
+    let spec = ModelSpec { dit: work.dit.clone(), ..xl_with(vae) };
+    Footprint::of(&spec, work.size, Share::whole(&spec, work.size), value_bytes)
+}
+
+/// PixArt-Σ XL/2 and T5-XXL with a decoder.
+pub(super) fn xl_with(vae: VaeSpec) -> ModelSpec {
+    let text = TextSpec { width: 4096, depth: 24, vocabulary: 32_128 };
+    ModelSpec { dit: step::transformer(28, 16, 1), vae, text }
+}
+
+fn told(what: &str, stage: &Stage, counted_bytes: u128) -> String {
     let seconds = stage.median();
-    let most = stage.peak_bytes.map(|bytes| format!(", at most {} MiB beside the weights", mib(bytes)));
+    let most = stage.peak_bytes.map(|bytes| {
+        let counted = mib(u64::try_from(counted_bytes).unwrap_or(u64::MAX));
+        format!(", at most {} MiB beside the weights where {counted} are counted", mib(bytes))
+    });
     format!("{what}: {seconds:.4} s, {:.0} GFLOP/s{}", stage.flop / seconds / 1e9, most.unwrap_or_default())
 }

@@ -26,7 +26,7 @@ pub(crate) fn download(args: &DownloadArgs) -> anyhow::Result<Outcome> {
     let out = Out::read(args.out.as_deref())?;
     with(farm, async |client| {
         interrupt::listen("the picture on its way was not written")?;
-        let job = client.job(id).await?;
+        let job = client.job_patiently(id).await?;
         let pictures = pictures(&job, id, out, args.force)?;
         if pictures.is_empty() {
             let fault = format!("job {id} has no finished picture yet: `fresco wait {id}`");

@@ -26,7 +26,12 @@ pub(crate) fn submit(args: &SubmitArgs) -> anyhow::Result<Outcome> {
         let mut ids = Vec::new();
         for request in &requests {
             let spec = convert::spec_of(request, &model, args.picture.count, kind);
-            let job = client.submit(spec, args.request_id.clone()).await?;
+            let job = if args.wait {
+                let given = Some(&args.request_id).filter(|id| !id.is_empty());
+                client.submit_patiently(spec, given.cloned().unwrap_or_else(fresh_id)).await?
+            } else {
+                client.submit(spec, args.request_id.clone()).await?
+            };
             tell(args, &job)?;
             ids.push(job.id);
         }
@@ -37,6 +42,11 @@ pub(crate) fn submit(args: &SubmitArgs) -> anyhow::Result<Outcome> {
         }
         if args.wait { wait_for(client, &ids, args.json).await } else { Ok(Outcome::Done) }
     })
+}
+
+/// A request id nobody else uses, so that a job may be asked for twice and is made once.
+fn fresh_id() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
 /// Refuses what is not the same job when it is submitted again.

@@ -12,11 +12,13 @@ use serde_json::Value;
 
 use crate::desk::{Desk, FRESCO, Run};
 
+mod away;
 mod clients;
 mod kills;
 mod losses;
 mod strangers;
 mod values;
+mod wrong_port;
 
 /// Long enough to be killed in, small enough to be drawn often.
 const PICTURE: [&str; 5] = ["a calm sea at dawn", "--size", "192x256", "--steps", "8"];
@@ -84,6 +86,12 @@ impl Process {
     fn kill(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it was started here");
+    }
+
+    /// How it ended, and the lines it said that were not read yet.
+    fn rest(mut self) -> (Option<i32>, Vec<String>) {
+        let said = self.said.iter().collect();
+        (self.child.wait().expect("it was started here").code(), said)
     }
 
     /// How it ended.

@@ -11,6 +11,7 @@ mod desk;
 mod doctor;
 mod farm;
 mod habits;
+mod limits;
 mod model_command;
 mod names;
 mod operations;

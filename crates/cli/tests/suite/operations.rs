@@ -105,6 +105,15 @@ impl Farm {
     }
 }
 
+/// The code that a probe over HTTP is answered with.
+fn code_of(address: &str, path: &str) -> u16 {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{path}: {text}"))
+}
+
 /// What Prometheus reads.
 struct Scrape(String);
 
@@ -242,6 +251,12 @@ fn prometheus_and_probes_see_a_picture_being_made() {
         }
         let lonely = ["worker", "--coordinator", "http://127.0.0.1:9", "--status", "127.0.0.1:0"];
         let lonely = Role::start(farm.desk.command(FRESCO, &lonely), 1);
+        for (address, ready) in
+            [(&farm.coordinator.addresses[1], 200), (&worker.addresses[0], 200), (&lonely.addresses[0], 503)]
+        {
+            let codes = ["/livez", "/healthz", "/readyz", "/", "/ready"].map(|path| code_of(address, path));
+            assert_eq!(codes, [200, 200, ready, 404, 404], "{address}");
+        }
         assert_eq!(check(&lonely.addresses[0], "liveness").await, "SERVING");
         assert_eq!(check(&lonely.addresses[0], "").await, "NOT_SERVING", "it has no farm yet");
     });
@@ -290,6 +305,31 @@ fn a_worker_is_drained_from_outside_and_asking_again_is_no_error() {
     assert!(again.code == Some(0) && again.stderr.contains("is not in this farm"), "{}", again.stderr);
     assert_eq!(farm.call(&["wait", &job]).code, Some(0));
     assert_eq!(farm.metrics().value("fresco_steps_total"), 8.0);
+}
+
+#[test]
+fn a_farm_in_one_process_says_when_its_own_workers_have_left() {
+    let desk = Desk::new();
+    let args = ["serve", "--listen", "127.0.0.1:0", "--workers", "2", "--threads", "1"];
+    let mut serve = desk.command(FRESCO, &args).stderr(Stdio::piped()).spawn().expect("it can be started");
+    let mut said = BufReader::new(serve.stderr.take().expect("it is piped")).lines().map_while(Result::ok);
+    let line = said.find(|line| line.contains("serving on")).expect("it says where");
+    let url = line.split(',').next().and_then(|line| line.split(' ').next_back()).expect("an address");
+    for worker in ["local-1", "local-2"] {
+        // It may not have joined yet.
+        while !desk
+            .fresco(&["worker", "drain", worker, "--wait", "--coordinator", url])
+            .stderr
+            .contains("has handed over")
+        {
+            std::thread::yield_now();
+        }
+        assert!(said.by_ref().any(|line| line.contains(worker) && line.contains("left")));
+    }
+    assert!(said.by_ref().any(|line| line.contains("no worker of this process is left")));
+    desk.fresco(&["list", "--coordinator", url, "--json"]).quiet();
+    drop(serve.kill());
+    drop(serve.wait());
 }
 
 #[test]

@@ -35,6 +35,16 @@ async fn list(clients: &Clients, page_token: String) -> v1::ListJobsResponse {
     clients.list_jobs(Request::new(request)).await.expect("a page").into_inner()
 }
 
+#[test]
+fn a_job_gets_an_id_whatever_the_clock_says() {
+    let day = std::time::Duration::from_secs(86_400);
+    let times = [SystemTime::UNIX_EPOCH - day, SystemTime::UNIX_EPOCH, SystemTime::now() + 4_000_000 * day];
+    let ids: std::collections::BTreeSet<String> = times.iter().map(|time| new_job_id(*time).0).collect();
+    assert_eq!(ids.len(), 3, "{ids:?}");
+    assert!(ids.iter().all(|id| id.len() == 36), "{ids:?}");
+    assert!(new_job_id(times[1]).0 < new_job_id(times[1] + day).0);
+}
+
 #[tokio::test]
 async fn a_watcher_that_breaks_off_amid_a_snapshot_is_given_all_of_it_again() {
     let farm = Farm::start();

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http::header::CONTENT_TYPE;
@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use machine::Refusals;
 use tokio::sync::Semaphore;
 use wire::checksum;
 
@@ -43,13 +44,15 @@ const UNAVAILABLE: u8 = 14;
 /// Takes connections for as long as this is polled.
 pub(crate) async fn serve(listener: Listener, shared: Arc<Shared>) -> Infallible {
     let seats = Arc::new(Semaphore::new(N_CONNECTIONS));
+    let mut refusals = Refusals::default();
     loop {
         let socket = match listener.accept().await {
-            Ok(socket) => socket,
+            Ok(socket) => {
+                refusals.accepted();
+                socket
+            }
             Err(error) => {
-                // No file descriptors left, say: others may close theirs.
-                tracing::warn!(%error, "no connection taken");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(refusals.refused(Instant::now(), "connections of other workers", &error)).await;
                 continue;
             }
         };

@@ -45,7 +45,8 @@ impl Watch for Counted<'_> {
 fn a_decode_that_is_cancelled_ends_on_every_rank_within_one_layer() {
     const STEPS: usize = 2;
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
-    let models = open_models(&[(demo, None)], &model::Place::default(), 0, 1).expect("the demo is sound");
+    let models = open_models(&[(demo, None)], &model::Place::default(), &machine::Memory::UNKNOWN, 1)
+        .expect("the demo is sound");
     let model = models.facts().next().expect("it is one").id.clone();
     let renderer = models.renderer(&model).expect("the weights load");
     let size = ImageSize::new(512, 512).expect("a size");

@@ -15,6 +15,11 @@ use rayon::ThreadPool;
 use super::{Ports, Scale, Shared, Way, in_turn, one_thread};
 use crate::measure::{noise, random_weights};
 
+/// SDXL's decoder.
+pub(crate) fn vae() -> VaeSpec {
+    VaeSpec::sdxl_family(&[128, 256, 512, 512], 2, 32)
+}
+
 /// A decoder and what it is given.
 pub(super) struct Decode {
     decoder: Decoder,
@@ -40,7 +45,7 @@ pub(crate) fn measure(size: ImageSize, runs: usize) -> Result<Vec<Scale>> {
 
 impl Decode {
     pub(super) fn new(size: ImageSize) -> Result<Self> {
-        let spec = VaeSpec::sdxl_family(&[128, 256, 512, 512], 2, 32);
+        let spec = vae();
         let manifest: Vec<_> =
             vae::manifest(&spec).into_iter().map(|(names, shape)| (names[0].clone(), shape)).collect();
         let (_dir, weights) = random_weights(&manifest)?;
