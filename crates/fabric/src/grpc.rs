@@ -4,7 +4,8 @@
 //! hand-over between threads costs more than a small tensor. Whoever sends dials: a stream carries tensors one
 //! way and answers the other. A message comes whole, once and in order, or the wait for it ends with an error.
 //!
-//! Left out: which ranks there are and who is trusted. Addresses come from the coordinator.
+//! Left out: which ranks there are. Addresses come from the coordinator, and so does the secret of each attempt, which a
+//! stream shows before it is believed.
 
 mod answer;
 mod arrivals;
@@ -13,6 +14,7 @@ mod dial;
 mod header;
 mod outbox;
 mod receive;
+mod secret;
 mod socket;
 mod transmit;
 
@@ -32,6 +34,7 @@ use config::Tally;
 pub use config::{Counters, PortConfig};
 use header::LinkKey;
 use outbox::Outbox;
+pub use secret::Secret;
 use socket::{Address, Listener};
 
 use crate::seat::{Seat, lock};
@@ -112,18 +115,32 @@ impl Port {
     ///
     /// Ends older epochs of the same image here. An epoch that was aborted stays so: every call of the view fails.
     pub fn open(&self, epoch: Epoch, image: u64, rank: Rank, peers: Vec<String>) -> Arc<dyn Fabric> {
+        self.open_with(Secret::NONE, (epoch, image), rank, peers)
+    }
+
+    /// The same for an attempt with a secret: what comes on streams that have not shown it is dropped and counted.
+    pub fn open_with(
+        &self,
+        secret: Secret,
+        (epoch, image): (Epoch, u64),
+        rank: Rank,
+        peers: Vec<String>,
+    ) -> Arc<dyn Fabric> {
         let own = peers.get(usize::from(rank.0)).cloned().unwrap_or_default();
         let ranks = || (0..=u16::MAX).map(Rank).zip(&peers);
         let chairs = ranks().filter(|(_, address)| **address == own).map(|(rank, _)| rank);
-        let (seat, superseded) = self.shared.arrivals.open(epoch, image, rank, peers.len(), chairs);
+        let (seat, superseded) =
+            self.shared.arrivals.open((epoch, image, secret), rank, peers.len(), chairs, &self.shared.tally);
         superseded.into_iter().for_each(|old| self.shared.abort_outboxes(old));
 
         let mut links: BTreeMap<&str, Vec<LinkKey>> = BTreeMap::new();
         for (to, address) in ranks().filter(|(_, address)| **address != own) {
             links.entry(address).or_default().push(LinkKey { epoch, from: rank, to });
         }
-        let routes: BTreeMap<&str, Route> =
-            links.into_iter().map(|(address, links)| (address, self.shared.route(address, image, links))).collect();
+        let routes: BTreeMap<&str, Route> = links
+            .into_iter()
+            .map(|(address, links)| (address, self.shared.route(address, (image, secret), links)))
+            .collect();
         let routes = peers.iter().map(|address| routes.get(address.as_str()).cloned().unwrap_or(Route::Here)).collect();
         Arc::new(View { shared: self.shared.clone(), epoch, rank, routes, seat })
     }
@@ -178,7 +195,7 @@ impl Shared {
     }
 
     /// The way to another process, dialled from now on.
-    fn route(self: &Arc<Self>, address: &str, image: u64, links: Vec<LinkKey>) -> Route {
+    fn route(self: &Arc<Self>, address: &str, (image, secret): (u64, Secret), links: Vec<LinkKey>) -> Route {
         let parsed: Address = match address.parse() {
             Ok(parsed) => parsed,
             Err(reason) => return Route::Nowhere(reason),
@@ -189,7 +206,7 @@ impl Shared {
             self.runtime.spawn(tend(self.clone(), address.to_owned(), parsed, outbox.clone()));
             outbox
         });
-        outbox.join(links.into_iter(), image);
+        outbox.join(links.into_iter(), image, secret);
         Route::To(outbox.clone())
     }
 
@@ -246,19 +263,11 @@ impl Fabric for View {
     }
 
     fn send(&self, to: Rank, tag: Tag, payload: Payload) -> Result<(), FabricError> {
-        if self.seat.is_aborted() {
-            return Err(FabricError::Aborted { epoch: self.epoch });
-        }
-        let link = LinkKey { epoch: self.epoch, from: self.rank, to };
-        match self.routes.get(usize::from(to.0)) {
-            Some(Route::Here) => self.shared.arrivals.hand(link, tag, payload),
-            Some(Route::To(outbox)) => {
-                self.shared.tally.sent_bytes.add(payload.n_bytes() as u64);
-                outbox.push(link, tag, payload, &self.shared.config)
-            }
-            Some(Route::Nowhere(reason)) => Err(FabricError::PeerGone { peer: to, reason: reason.clone() }),
-            None => Err(self.seat.no_such_rank(to)),
-        }
+        self.push(to, tag, &payload, true).map(|_| ())
+    }
+
+    fn try_send(&self, to: Rank, tag: Tag, payload: &Payload) -> Result<bool, FabricError> {
+        self.push(to, tag, payload, false)
     }
 
     fn recv(&self, from: Rank, tag: Tag) -> Result<Payload, FabricError> {
@@ -269,6 +278,25 @@ impl Fabric for View {
             Route::Nowhere(reason) => Some(reason.clone()),
         };
         self.seat.recv(from, tag, config.silence, gone)
+    }
+}
+
+impl View {
+    fn push(&self, to: Rank, tag: Tag, payload: &Payload, may_wait: bool) -> Result<bool, FabricError> {
+        if self.seat.is_aborted() {
+            return Err(FabricError::Aborted { epoch: self.epoch });
+        }
+        let link = LinkKey { epoch: self.epoch, from: self.rank, to };
+        match self.routes.get(usize::from(to.0)) {
+            Some(Route::Here) => self.shared.arrivals.hand(link, tag, payload.clone()).map(|()| true),
+            Some(Route::To(outbox)) => {
+                let is_queued = outbox.push(link, (tag, payload), &self.shared.config, may_wait)?;
+                self.shared.tally.sent_bytes.add(if is_queued { payload.n_bytes() as u64 } else { 0 });
+                Ok(is_queued)
+            }
+            Some(Route::Nowhere(reason)) => Err(FabricError::PeerGone { peer: to, reason: reason.clone() }),
+            None => Err(self.seat.no_such_rank(to)),
+        }
     }
 }
 

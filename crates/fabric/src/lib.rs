@@ -81,6 +81,14 @@ pub trait Fabric: Send + Sync {
     /// If the epoch was aborted or the peer is gone.
     fn send(&self, to: Rank, tag: Tag, payload: Payload) -> Result<(), FabricError>;
 
+    /// The same where it need not wait. False if it would have to: nothing is handed over then.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    fn try_send(&self, to: Rank, tag: Tag, payload: &Payload) -> Result<bool, FabricError> {
+        self.send(to, tag, payload.clone()).map(|()| true)
+    }
+
     /// Waits for the tensor `tag` from rank `from`, in whatever order they arrive.
     ///
     /// # Errors

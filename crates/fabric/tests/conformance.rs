@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fabric::Fabric;
 use fabric::fault::Faults;
-use fabric::grpc::{Counters, Port, PortConfig};
+use fabric::grpc::{Counters, Port, PortConfig, Secret};
 use fabric::local::Group;
 use plan::{Epoch, Rank};
 
@@ -33,7 +33,8 @@ fn ports(n_ranks: usize, address: &dyn Fn(usize) -> String, config: &PortConfig)
     let port = |rank_idx| Port::bind(&address(rank_idx), config.clone()).expect("a free address");
     let ports: Arc<[Port]> = (0..n_ranks).map(port).collect();
     let peers: Vec<String> = ports.iter().map(|port| port.address().to_owned()).collect();
-    let open = |(rank, port): (u16, &Port)| port.open(EPOCH, IMAGE, Rank(rank), peers.clone());
+    let secret = Secret::new([7; Secret::N_BYTES]);
+    let open = |(rank, port): (u16, &Port)| port.open_with(secret, (EPOCH, IMAGE), Rank(rank), peers.clone());
     let fabrics = (0..).zip(ports.iter()).map(open).collect();
     let kept = ports.clone();
     (Ranks { fabrics, abort: Box::new(move || kept.iter().for_each(|port| port.abort(EPOCH))) }, ports)

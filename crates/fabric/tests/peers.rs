@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fabric::grpc::{Counters, Port, PortConfig};
+use fabric::grpc::{Counters, Port, PortConfig, Secret};
 use fabric::{Fabric, FabricError, Payload, Tag};
 use plan::{Epoch, Rank};
 use tokio::runtime::Runtime;
@@ -375,4 +375,116 @@ fn a_socket_left_behind_by_a_killed_process_is_bound_again() {
     let first = Port::bind(&address, quick()).expect("nobody listens there");
     assert!(Port::bind(&address, quick()).is_err(), "somebody listens there");
     drop(first);
+}
+
+/// Sends `requests` by tonic's client for as long as the result lives.
+fn keep_saying(port: &Port, requests: Vec<ExchangeRequest>) -> Runtime {
+    let runtime = Runtime::new().expect("a runtime");
+    let address = port.address().to_owned();
+    runtime.spawn(async move {
+        let mut client = ExchangeServiceClient::connect(address).await.expect("connected");
+        let requests = iter(requests).chain(tokio_stream::pending());
+        let mut answers = client.exchange(requests).await.expect("a stream").into_inner();
+        while let Ok(Some(_)) = answers.message().await {}
+    });
+    runtime
+}
+
+const SECRET: [u8; Secret::N_BYTES] = [9; Secret::N_BYTES];
+
+/// Shows `secret` for an epoch.
+fn shows(secret: [u8; Secret::N_BYTES], epoch: Epoch) -> ExchangeRequest {
+    request(Kind::Hello, epoch, 0, 0, Bytes::copy_from_slice(&secret))
+}
+
+#[test]
+fn a_stream_that_shows_the_secret_is_believed_and_no_other() {
+    let (a, b) = (port(quick()), port(quick()));
+    let epoch = Epoch(1);
+    let peers = addresses(&[&a, &b]);
+    let view = b.open_with(Secret::new(SECRET), (epoch, IMAGE), Rank(1), peers);
+    let tensor = |text: &'static [u8]| request(Kind::Tensor, epoch, 0, 0, Bytes::from_static(text));
+    let mut almost = SECRET;
+    almost[31] ^= 1;
+    for hello in [None, Some(shows([0; 32], epoch)), Some(shows(almost, epoch)), Some(shows(SECRET, Epoch(2)))] {
+        let before = b.counters().strange;
+        let probe = request(Kind::Probe, epoch, 0, 5, Bytes::new());
+        let _stranger = keep_saying(&b, hello.into_iter().chain([tensor(b"forged"), probe]).collect());
+        until(&b, |counted| counted.strange == before + 2);
+    }
+    let answers = by_plain_client(&b, vec![shows(SECRET, epoch), tensor(b"true")], 1);
+    assert_eq!((answers[0].kind(), answers[0].sequence), (Answer::Received, 1));
+    assert_eq!(view.recv(Rank(0), Tag(0)), Ok(Payload::Bytes("true".into())));
+}
+
+#[test]
+fn what_a_stranger_sends_before_an_epoch_is_open_does_not_take_a_rank_s_place() {
+    let (a, b) = (port(quick()), port(quick()));
+    let (epoch, secret) = (Epoch(3), Secret::new(SECRET));
+    let peers = addresses(&[&a, &b]);
+    let forged = |sequence| request(Kind::Tensor, epoch, sequence, sequence, Bytes::from(vec![1; 1000]));
+    let _unknown = keep_saying(&b, vec![forged(0), forged(1), forged(2)]);
+    let _other = keep_saying(&b, vec![shows([1; 32], epoch), forged(0), forged(1)]);
+    until(&b, |counted| counted.early == 5);
+    let from = a.open_with(secret, (epoch, IMAGE), Rank(0), peers.clone());
+    for tag in 0..3 {
+        from.send(Rank(1), Tag(tag), bytes(1000, 2)).expect("queued");
+    }
+    until(&b, |counted| counted.early == 8);
+    let to = b.open_with(secret, (epoch, IMAGE), Rank(1), peers);
+    for tag in 0..3 {
+        assert_eq!(to.recv(Rank(0), Tag(tag)), Ok(bytes(1000, 2)));
+    }
+    assert!(a.settle(Duration::from_secs(20)));
+    assert_eq!(b.counters().strange, 5);
+}
+
+#[test]
+fn what_a_stranger_fills_the_room_with_comes_from_the_ranks_all_the_same() {
+    let (a, b) = (port(quick()), port(PortConfig { early_limit_bytes: 3000, ..quick() }));
+    let (epoch, secret) = (Epoch(3), Secret::new(SECRET));
+    let peers = addresses(&[&a, &b]);
+    let forged = |sequence| request(Kind::Tensor, epoch, sequence, sequence, Bytes::from(vec![1; 1200]));
+    let _stranger = keep_saying(&b, vec![forged(0), forged(1)]);
+    until(&b, |counted| counted.early == 2);
+    let from = a.open_with(secret, (epoch, IMAGE), Rank(0), peers.clone());
+    from.send(Rank(1), Tag(0), bytes(1000, 2)).expect("queued");
+    until(&b, |counted| counted.early_dropped >= 1);
+    let to = b.open_with(secret, (epoch, IMAGE), Rank(1), peers);
+    assert_eq!(to.recv(Rank(0), Tag(0)), Ok(bytes(1000, 2)));
+}
+
+#[test]
+fn a_stream_that_broke_shows_the_secret_again() {
+    let faults = fabric::fault::Faults { seed: 3, truncated_of_1000: 300, ..Default::default() };
+    let (a, b) = (port(PortConfig { faults: Some(faults), ..quick() }), port(quick()));
+    let secret = Secret::new(SECRET);
+    let peers = addresses(&[&a, &b]);
+    let from = a.open_with(secret, (Epoch(1), IMAGE), Rank(0), peers.clone());
+    let to = b.open_with(secret, (Epoch(1), IMAGE), Rank(1), peers);
+    for tag in 0..20 {
+        from.send(Rank(1), Tag(tag), bytes(20_000, tag as u8)).expect("queued");
+    }
+    for tag in 0..20 {
+        assert_eq!(to.recv(Rank(0), Tag(tag)), Ok(bytes(20_000, tag as u8)));
+    }
+    assert!(a.counters().connected > 1, "{:?}", a.counters());
+    assert_eq!(b.counters().strange, 0);
+}
+
+#[test]
+fn a_send_that_would_wait_can_be_asked_for_and_large_messages_make_their_own_credit() {
+    let (a, b) = (port(PortConfig { credit_bytes: 1 << 20, ..quick() }), port(quick()));
+    // Rank 1 has not opened the epoch, so nothing is answered.
+    let view = a.open(Epoch(1), IMAGE, Rank(0), addresses(&[&a, &b]));
+    let large = bytes(3 << 20, 1);
+    assert_eq!(view.try_send(Rank(1), Tag(0), &large), Ok(true));
+    assert_eq!(view.try_send(Rank(1), Tag(1), &large), Ok(true), "values may follow keys of their size");
+    assert_eq!(view.try_send(Rank(1), Tag(2), &large), Ok(false));
+    assert_eq!(view.try_send(Rank(1), Tag(2), &bytes(1, 2)), Ok(false));
+    let to = b.open(Epoch(1), IMAGE, Rank(1), addresses(&[&a, &b]));
+    assert_eq!(to.recv(Rank(0), Tag(1)), Ok(large.clone()));
+    assert!(a.settle(Duration::from_secs(20)));
+    assert_eq!(view.try_send(Rank(1), Tag(2), &large), Ok(true));
+    assert_eq!(to.recv(Rank(0), Tag(2)), Ok(large), "what was not queued was not sent");
 }

@@ -12,6 +12,7 @@ use wire::v1::exchange_response::Kind as Answer;
 use super::answer::{Answers, NOTHING_WANTED, answer};
 use super::config::{MESSAGE_BYTES, PortConfig, Tally};
 use super::header::{Header, LinkKey};
+use super::secret::Secret;
 use crate::seat::{Seat, lock};
 use crate::{FabricError, Payload, Tag};
 
@@ -39,7 +40,8 @@ struct Table {
     floor: Option<Epoch>,
     /// The highest epoch of an image.
     newest: BTreeMap<u64, Epoch>,
-    links: BTreeMap<LinkKey, Link>,
+    /// By what their senders have shown, so that nobody takes the place of another.
+    links: BTreeMap<(LinkKey, Secret), Link>,
     /// Handed over within this process to ranks that have not opened the epoch.
     handed: BTreeMap<(Epoch, Rank), Vec<Handed>>,
     early_bytes: u64,
@@ -49,6 +51,7 @@ type Handed = (Rank, Tag, Payload);
 
 struct Open {
     image: u64,
+    secret: Secret,
     /// The ranks of this process.
     chairs: BTreeMap<Rank, Chair>,
 }
@@ -78,6 +81,8 @@ enum Place {
     Early,
     Over,
     Elsewhere,
+    /// Of somebody who has not shown the attempt's secret.
+    Strange,
 }
 
 impl Arrivals {
@@ -85,11 +90,11 @@ impl Arrivals {
     /// same image that ended with it.
     pub(crate) fn open(
         &self,
-        epoch: Epoch,
-        image: u64,
+        (epoch, image, secret): (Epoch, u64, Secret),
         rank: Rank,
         n_ranks: usize,
         chairs: impl Iterator<Item = Rank>,
+        tally: &Tally,
     ) -> (Arc<Seat>, Vec<Epoch>) {
         let seat = Arc::new(Seat::new(epoch, n_ranks));
         let mut table = lock(&self.table);
@@ -101,17 +106,20 @@ impl Arrivals {
         let superseded: Vec<Epoch> = table.open.iter().filter_map(is_superseded).collect();
         superseded.iter().for_each(|&old| table.end(old));
         table.note_newest(image, epoch);
-        table.forget_links(|key, link| link.image == image && key.epoch < epoch);
+        table.forget_links(|key, link| link.image == image && key.0.epoch < epoch);
 
-        let open = table
-            .open
-            .entry(epoch)
-            .or_insert_with(|| Open { image, chairs: chairs.map(|rank| (rank, Chair::Awaited)).collect() });
+        let open = table.open.entry(epoch).or_insert_with(|| Open {
+            image,
+            secret,
+            chairs: chairs.map(|rank| (rank, Chair::Awaited)).collect(),
+        });
         open.chairs.insert(rank, Chair::Taken(seat.clone()));
         for (from, tag, payload) in table.handed.remove(&(epoch, rank)).unwrap_or_default() {
             seat.put(from, tag, Ok(payload));
         }
-        table.forget_links(|key, link| key.epoch == epoch && link.image != image);
+        let n_strange = table.forget_links(|(key, shown), _| key.epoch == epoch && !shown.is(&secret));
+        tally.strange.add(n_strange);
+        table.forget_links(|(key, _), link| key.epoch == epoch && link.image != image);
         table.seat_early(epoch, rank, &seat);
         (seat, superseded)
     }
@@ -122,7 +130,7 @@ impl Arrivals {
         let Some(open) = table.open.get_mut(&epoch) else { return };
         open.chairs.insert(rank, Chair::Left);
         let is_over = open.chairs.values().all(|chair| matches!(chair, Chair::Left));
-        table.forget_links(|key, _| key.epoch == epoch && key.to == rank);
+        table.forget_links(|(key, _), _| key.epoch == epoch && key.to == rank);
         if is_over {
             table.end(epoch);
         }
@@ -154,25 +162,31 @@ impl Arrivals {
     }
 
     /// Judges a message by its header.
-    pub(crate) fn judge(&self, header: &Header, answers: &Arc<Answers>, config: &PortConfig, tally: &Tally) -> Verdict {
+    pub(crate) fn judge(
+        &self,
+        (header, secret): (&Header, Secret),
+        answers: &Arc<Answers>,
+        config: &PortConfig,
+        tally: &Tally,
+    ) -> Verdict {
         let mut table = lock(&self.table);
-        let place = table.place(header, answers, tally);
+        let place = table.place(header, secret, answers, tally);
         let seat = match &place {
-            Place::Over | Place::Elsewhere => return Verdict::Skip,
+            Place::Over | Place::Elsewhere | Place::Strange => return Verdict::Skip,
             Place::Seat(seat) => Some(seat.clone()),
             Place::Early => None,
         };
-        if !table.is_next(header, &seat, answers, tally) {
+        if !table.is_next((header, secret), &seat, answers, tally) {
             return Verdict::Skip;
         }
         if header.length > config.message_limit_bytes {
             tally.refused.add(1);
             answers.urgent(answer(Answer::Refused, header.link, header.sequence, config.message_limit_bytes));
             let refused = FabricError::TooLarge { bytes: header.length, limit: config.message_limit_bytes };
-            table.take(header, Err(refused), seat, answers);
+            table.take((header, secret), Err(refused), seat, answers);
             return Verdict::Skip;
         }
-        if seat.is_none() && !table.make_room(header, config) {
+        if seat.is_none() && !table.make_room(header, secret, config) {
             tally.early_dropped.add(1);
             return Verdict::Skip;
         }
@@ -180,26 +194,32 @@ impl Arrivals {
     }
 
     /// Takes in a whole message whose checksum was right.
-    pub(crate) fn deliver(&self, header: &Header, payload: Payload, answers: &Arc<Answers>, tally: &Tally) {
+    pub(crate) fn deliver(
+        &self,
+        (header, secret): (&Header, Secret),
+        payload: Payload,
+        answers: &Arc<Answers>,
+        tally: &Tally,
+    ) {
         let mut table = lock(&self.table);
-        let seat = match table.place(header, answers, tally) {
-            Place::Over | Place::Elsewhere => return,
+        let seat = match table.place(header, secret, answers, tally) {
+            Place::Over | Place::Elsewhere | Place::Strange => return,
             Place::Seat(seat) => Some(seat),
             Place::Early => None,
         };
-        if table.is_next(header, &seat, answers, tally) {
+        if table.is_next((header, secret), &seat, answers, tally) {
             if seat.is_none() {
                 tally.early.add(1);
             }
-            table.take(header, Ok(payload), seat, answers);
+            table.take((header, secret), Ok(payload), seat, answers);
         }
     }
 
     /// Asks for a message again whose payload did not match its checksum.
-    pub(crate) fn spoilt(&self, link: LinkKey, answers: &Answers) {
+    pub(crate) fn spoilt(&self, (link, secret): (LinkKey, Secret), answers: &Answers) {
         let mut table = lock(&self.table);
         let is_open = table.open.contains_key(&link.epoch);
-        match table.links.get_mut(&link) {
+        match table.links.get_mut(&(link, secret)) {
             Some(incoming) if is_open => incoming.ask(link, answers),
             Some(incoming) => incoming.is_incomplete = true,
             None if is_open => answers.urgent(answer(Answer::Missing, link, 0, 0)),
@@ -208,10 +228,10 @@ impl Arrivals {
     }
 
     /// Answers how far a link's messages came.
-    pub(crate) fn probed(&self, header: &Header, answers: &Arc<Answers>, tally: &Tally) {
+    pub(crate) fn probed(&self, header: &Header, secret: Secret, answers: &Arc<Answers>, tally: &Tally) {
         let mut table = lock(&self.table);
-        if let Place::Seat(_) = table.place(header, answers, tally) {
-            let link = table.link(header, answers);
+        if let Place::Seat(_) = table.place(header, secret, answers, tally) {
+            let link = table.link(header, secret, answers);
             if link.expected < header.sequence {
                 link.ask(header.link, answers);
             } else {
@@ -244,26 +264,31 @@ impl Table {
             }
         }
         self.handed.retain(|&(of, _), _| of != epoch);
-        self.forget_links(|key, _| key.epoch == epoch);
+        self.forget_links(|(key, _), _| key.epoch == epoch);
         self.over.insert(epoch);
         if self.over.len() > N_REMEMBERED {
             self.floor = self.over.pop_first();
         }
     }
 
-    fn forget_links(&mut self, is_forgotten: impl Fn(&LinkKey, &Link) -> bool) {
-        let mut forgotten_bytes = 0;
+    /// Says how many messages were forgotten with them.
+    fn forget_links(&mut self, is_forgotten: impl Fn(&(LinkKey, Secret), &Link) -> bool) -> u64 {
+        let (mut forgotten_bytes, mut n_messages) = (0, 0);
         self.links.retain(|key, link| {
             let is_forgotten = is_forgotten(key, link);
-            forgotten_bytes += if is_forgotten { link.kept_bytes } else { 0 };
+            if is_forgotten {
+                forgotten_bytes += link.kept_bytes;
+                n_messages += link.kept.len() as u64;
+            }
             !is_forgotten
         });
         self.early_bytes -= forgotten_bytes;
+        n_messages
     }
 
     /// Gives a rank that opened its epoch what came before, and tells the senders.
     fn seat_early(&mut self, epoch: Epoch, rank: Rank, seat: &Seat) {
-        for (&key, link) in self.links.iter_mut().filter(|(key, _)| key.epoch == epoch && key.to == rank) {
+        for (&(key, _), link) in self.links.iter_mut().filter(|((key, _), _)| key.epoch == epoch && key.to == rank) {
             for (tag, tensor) in link.kept.drain(..) {
                 seat.put(key.from, tag, tensor);
             }
@@ -277,9 +302,10 @@ impl Table {
         }
     }
 
-    fn place(&self, header: &Header, answers: &Answers, tally: &Tally) -> Place {
+    fn place(&self, header: &Header, secret: Secret, answers: &Answers, tally: &Tally) -> Place {
         let epoch = header.link.epoch;
         let place = match self.open.get(&epoch) {
+            Some(open) if !open.secret.is(&secret) => Place::Strange,
             Some(open) if open.image != header.image => Place::Elsewhere,
             Some(open) => match open.chairs.get(&header.link.to) {
                 Some(Chair::Taken(seat)) => Place::Seat(seat.clone()),
@@ -293,6 +319,11 @@ impl Table {
         match place {
             Place::Over => tally.old_epoch.add(1),
             Place::Elsewhere => tally.other_image.add(1),
+            Place::Strange => {
+                // Whoever it is learns nothing.
+                tally.strange.add(1);
+                return place;
+            }
             Place::Seat(_) | Place::Early => return place,
         }
         answers.received(header.link, NOTHING_WANTED, 0);
@@ -300,8 +331,8 @@ impl Table {
     }
 
     /// The link of a message. A new one for one that is wanted: bogus headers must not fill the table.
-    fn link(&mut self, header: &Header, answers: &Arc<Answers>) -> &mut Link {
-        let link = self.links.entry(header.link).or_insert_with(|| Link {
+    fn link(&mut self, header: &Header, secret: Secret, answers: &Arc<Answers>) -> &mut Link {
+        let link = self.links.entry((header.link, secret)).or_insert_with(|| Link {
             image: header.image,
             expected: 0,
             is_asked: false,
@@ -317,11 +348,17 @@ impl Table {
     }
 
     /// True if this is the message its link waits for. If not, says so to the sender.
-    fn is_next(&mut self, header: &Header, seat: &Option<Arc<Seat>>, answers: &Arc<Answers>, tally: &Tally) -> bool {
-        if seat.is_none() && !self.links.contains_key(&header.link) {
+    fn is_next(
+        &mut self,
+        (header, secret): (&Header, Secret),
+        seat: &Option<Arc<Seat>>,
+        answers: &Arc<Answers>,
+        tally: &Tally,
+    ) -> bool {
+        if seat.is_none() && !self.links.contains_key(&(header.link, secret)) {
             return header.sequence == 0;
         }
-        let link = self.link(header, answers);
+        let link = self.link(header, secret, answers);
         if header.sequence == link.expected {
             return true;
         }
@@ -343,12 +380,12 @@ impl Table {
 
     fn take(
         &mut self,
-        header: &Header,
+        (header, secret): (&Header, Secret),
         tensor: Result<Payload, FabricError>,
         seat: Option<Arc<Seat>>,
         answers: &Arc<Answers>,
     ) {
-        let link = self.link(header, answers);
+        let link = self.link(header, secret, answers);
         link.expected += 1;
         link.is_asked = false;
         let n_bytes = tensor.as_ref().map_or(0, Payload::n_bytes) as u64;
@@ -367,18 +404,18 @@ impl Table {
 
     /// Makes room for an early message at the expense of older epochs, which are likelier never to open. What is
     /// dropped was not reported as received: its sender has it and is asked for it when the epoch opens.
-    fn make_room(&mut self, header: &Header, config: &PortConfig) -> bool {
+    fn make_room(&mut self, header: &Header, secret: Secret, config: &PortConfig) -> bool {
         let need_bytes = header.length + MESSAGE_BYTES;
         while self.early_bytes + need_bytes > config.early_limit_bytes {
             let oldest = self.links.iter_mut().find(|(_, link)| !link.kept.is_empty());
             match oldest {
-                Some((key, link)) if key.epoch < header.link.epoch => {
+                Some((key, link)) if key.0.epoch < header.link.epoch => {
                     self.early_bytes -= std::mem::take(&mut link.kept_bytes);
                     let key = *key;
                     self.links.remove(&key);
                 }
                 _ => {
-                    if let Some(link) = self.links.get_mut(&header.link) {
+                    if let Some(link) = self.links.get_mut(&(header.link, secret)) {
                         link.is_incomplete = true;
                     }
                     return false;

@@ -20,8 +20,8 @@ pub struct PortConfig {
     pub stall: Duration,
     /// A peer that could not be reached for this long is gone.
     pub reconnect: Duration,
-    /// Bytes a link may have under way before `send` waits, 256 for every message beside its payload. A larger
-    /// message goes alone.
+    /// Bytes a link may have under way before `send` waits, 256 for every message beside its payload; or twice the message
+    /// that is to be sent, if that is more.
     pub credit_bytes: u64,
     /// The largest message sent or taken, in bytes.
     pub message_limit_bytes: u64,
@@ -93,6 +93,8 @@ counters! {
     early_dropped,
     /// Messages of another image than the epoch's: dropped.
     other_image,
+    /// Messages of senders that had not shown the attempt's secret: dropped.
+    strange,
     /// Messages that had come before: dropped.
     repeated,
     /// Messages before which others were missing: dropped and asked for.

@@ -2,7 +2,7 @@
 //!
 //! Knows sequences, credit and answers; no socket. Rank threads push, the stream takes, answers release.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use wire::v1::exchange_response::Kind as Answer;
 use super::answer::NOTHING_WANTED;
 use super::config::{MESSAGE_BYTES, PortConfig};
 use super::header::{Header, Kind, LinkKey, MAX_PAYLOAD_BYTES};
+use super::secret::Secret;
 use crate::seat::{lock, wait};
 use crate::{FabricError, Payload, Tag};
 
@@ -45,6 +46,8 @@ struct State {
     waker: Option<Waker>,
     /// The stream that may take messages; one that was given up gets nothing.
     stream: u64,
+    /// Epochs whose secret it has shown.
+    shown: BTreeSet<Epoch>,
     /// Since when and why there is no stream.
     broken: Option<(Instant, String)>,
     /// Ranks that may still send.
@@ -53,6 +56,7 @@ struct State {
 
 struct Link {
     image: u64,
+    secret: Secret,
     /// Sent or to be sent, not known to have come. The first has the number `first`.
     queue: VecDeque<Message>,
     first: u64,
@@ -96,6 +100,7 @@ impl Outbox {
             probes: VecDeque::new(),
             waker: None,
             stream: 0,
+            shown: BTreeSet::new(),
             broken: Some((Instant::now(), "it was never reached".to_owned())),
             n_users: 0,
         };
@@ -103,12 +108,13 @@ impl Outbox {
     }
 
     /// Opens the links of one rank, which is one user more.
-    pub(crate) fn join(&self, links: impl Iterator<Item = LinkKey>, image: u64) {
+    pub(crate) fn join(&self, links: impl Iterator<Item = LinkKey>, image: u64, secret: Secret) {
         let mut state = lock(&self.state);
         state.n_users += 1;
         for key in links {
             state.links.entry(key).or_insert_with(|| Link {
                 image,
+                secret,
                 queue: VecDeque::new(),
                 first: 0,
                 cursor: 0,
@@ -131,23 +137,25 @@ impl Outbox {
             link.is_closing |= key.epoch == epoch && key.from == rank;
             !(link.is_closing && link.queue.is_empty())
         });
+        state.forget_shown();
     }
 
     /// Forgets all messages of an epoch and ends its waits.
     pub(crate) fn abort(&self, epoch: Epoch) {
         let mut state = lock(&self.state);
         state.links.retain(|key, _| key.epoch != epoch);
+        state.forget_shown();
         self.credit.notify_all();
     }
 
-    /// Queues a tensor; waits while the link's credit is used up.
+    /// Queues a tensor; waits while the link's credit is used up, if it `may_wait`. Whether it is queued.
     pub(crate) fn push(
         &self,
         key: LinkKey,
-        tag: Tag,
-        payload: Payload,
+        (tag, payload): (Tag, &Payload),
         config: &PortConfig,
-    ) -> Result<(), FabricError> {
+        may_wait: bool,
+    ) -> Result<bool, FabricError> {
         let length = payload.n_bytes() as u64;
         let limit = config.message_limit_bytes.min(MAX_PAYLOAD_BYTES);
         if length > limit {
@@ -162,10 +170,15 @@ impl Outbox {
                 return Err(failed.clone());
             }
             if link.is_unwanted {
-                return Ok(());
+                return Ok(true);
             }
-            if link.queue.is_empty() || link.unanswered_bytes + length + MESSAGE_BYTES <= config.credit_bytes {
+            // As long as a message is under way the next of its size may be, too: keys, and the values behind them.
+            let credit_bytes = config.credit_bytes.max(2 * (length + MESSAGE_BYTES));
+            if link.queue.is_empty() || link.unanswered_bytes + length + MESSAGE_BYTES <= credit_bytes {
                 break;
+            }
+            if !may_wait {
+                return Ok(false);
             }
             if let Some(reason) = gone {
                 return Err(FabricError::PeerGone { peer: key.to, reason });
@@ -183,11 +196,11 @@ impl Outbox {
         if link.queue.is_empty() {
             link.progress = Instant::now();
         }
-        link.queue.push_back(Message { header, memory: payload.into_memory() });
+        link.queue.push_back(Message { header, memory: payload.clone().into_memory() });
         link.unanswered_bytes += length + MESSAGE_BYTES;
         state.make_ready(key);
         wake(state);
-        Ok(())
+        Ok(true)
     }
 
     /// Gives the next message to stream `stream`, or `None` to one that was given up.
@@ -200,6 +213,13 @@ impl Outbox {
             return Poll::Ready(Some(Message { header, memory: Bytes::new() }));
         }
         while let Some(key) = state.ready.pop_front() {
+            let Some((image, secret)) = state.links.get(&key).map(|link| (link.image, link.secret)) else { continue };
+            // Before the first tensor of an epoch, what makes the peer believe it.
+            if secret != Secret::NONE && state.shown.insert(key.epoch) {
+                state.ready.push_front(key);
+                let header = Header { length: Secret::N_BYTES as u64, ..Header::bare(Kind::Hello, key, image, 0) };
+                return Poll::Ready(Some(Message { header, memory: Bytes::copy_from_slice(secret.bytes()) }));
+            }
             let Some(link) = state.links.get_mut(&key) else { continue };
             link.is_ready = false;
             let queue_idx = (link.cursor - link.first) as usize;
@@ -220,6 +240,7 @@ impl Outbox {
         state.stream += 1;
         state.ready.clear();
         state.probes.clear();
+        state.shown.clear();
         let mut n_resent = 0;
         let keys: Vec<LinkKey> = state.links.keys().copied().collect();
         for key in keys {
@@ -332,6 +353,12 @@ impl State {
     fn gone(&self, reconnect: Duration) -> Option<String> {
         let (since, reason) = self.broken.as_ref()?;
         (since.elapsed() >= reconnect).then(|| reason.clone())
+    }
+
+    /// Epochs that nothing is sent of any more are shown anew if there is more of them after all.
+    fn forget_shown(&mut self) {
+        let links = &self.links;
+        self.shown.retain(|epoch| links.keys().any(|key| key.epoch == *epoch));
     }
 
     fn make_ready(&mut self, key: LinkKey) {

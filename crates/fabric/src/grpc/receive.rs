@@ -1,5 +1,6 @@
 //! Serves streams: reads headers, and copies what follows them straight into the tensor's own memory.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use machine::Refusals;
+use plan::Epoch;
 use tokio::sync::Semaphore;
 use wire::checksum;
 
@@ -25,6 +27,7 @@ use super::header::{
     HEADER_BYTES, Header, HeaderError, Kind, MAX_VARINT_BYTES, PAYLOAD_KEY, PREFIX_BYTES, TRAILER_BYTES,
     decode_trailer, varint_bytes,
 };
+use super::secret::Secret;
 use super::socket::{Listener, Socket};
 use crate::fault::Sabotage;
 use crate::payload::Destination;
@@ -34,6 +37,8 @@ use crate::seat::Seat;
 const N_CONNECTIONS: usize = 512;
 /// Copied and checked in runs of this many bytes, so that the second reading finds them in the first cache.
 const RUN_BYTES: usize = 16 << 10;
+/// Secrets a stream may have shown at a time; a peer process is at a few epochs.
+const MOST_SHOWN: usize = 1024;
 /// gRPC's status codes.
 const OK: u8 = 0;
 const INVALID_ARGUMENT: u8 = 3;
@@ -114,8 +119,9 @@ fn respond(request: Request<Incoming>, shared: &Arc<Shared>, has_spoken: &Arc<At
 }
 
 async fn read_stream(mut reader: Reader, shared: Arc<Shared>, answers: Arc<Answers>, has_spoken: Arc<AtomicBool>) {
+    let mut shown = Shown::default();
     loop {
-        let ended = match read_message(&mut reader, &shared, &answers).await {
+        let ended = match read_message(&mut reader, &shared, &answers, &mut shown).await {
             Ok(()) => {
                 has_spoken.store(true, Ordering::Relaxed);
                 continue;
@@ -136,6 +142,23 @@ async fn read_stream(mut reader: Reader, shared: Arc<Shared>, answers: Arc<Answe
     }
 }
 
+/// What a stream has shown of the epochs it carries tensors of.
+#[derive(Default)]
+struct Shown(BTreeMap<Epoch, Secret>);
+
+impl Shown {
+    fn put(&mut self, epoch: Epoch, secret: Secret) {
+        self.0.insert(epoch, secret);
+        if self.0.len() > MOST_SHOWN {
+            self.0.pop_first();
+        }
+    }
+
+    fn of(&self, epoch: Epoch) -> Secret {
+        self.0.get(&epoch).copied().unwrap_or(Secret::NONE)
+    }
+}
+
 /// Why a stream is read no further.
 enum Ended {
     Cleanly,
@@ -144,7 +167,12 @@ enum Ended {
     Malformed,
 }
 
-async fn read_message(reader: &mut Reader, shared: &Shared, answers: &Arc<Answers>) -> Result<(), Ended> {
+async fn read_message(
+    reader: &mut Reader,
+    shared: &Shared,
+    answers: &Arc<Answers>,
+    shown: &mut Shown,
+) -> Result<(), Ended> {
     if !reader.is_more().await? {
         return Err(Ended::Cleanly);
     }
@@ -171,23 +199,34 @@ async fn read_message(reader: &mut Reader, shared: &Shared, answers: &Arc<Answer
         return Err(Ended::Malformed);
     }
 
+    let secret = shown.of(header.link.epoch);
     match header.kind {
+        Kind::Hello if header.length == Secret::N_BYTES as u64 => {
+            let bytes: [u8; Secret::N_BYTES] = reader.take().await?;
+            let found = decode_trailer(&reader.take().await?).ok_or(Ended::Malformed)?;
+            if found != checksum::append(crc, &bytes) {
+                // What follows would be taken for a stranger's: a new stream shows it again.
+                shared.tally.corrupt.add(1);
+                return Err(Ended::Broken);
+            }
+            shown.put(header.link.epoch, Secret::new(bytes));
+            Ok(())
+        }
         Kind::Hello => reader.skip(header.length + TRAILER_BYTES as u64).await,
         Kind::Probe => {
-            shared.arrivals.probed(&header, answers, &shared.tally);
+            shared.arrivals.probed(&header, secret, answers, &shared.tally);
             reader.skip(header.length + TRAILER_BYTES as u64).await
         }
-        Kind::Tensor => match shared.arrivals.judge(&header, answers, &shared.config, &shared.tally) {
+        Kind::Tensor => match shared.arrivals.judge((&header, secret), answers, &shared.config, &shared.tally) {
             Verdict::Skip => reader.skip(header.length + TRAILER_BYTES as u64).await,
-            Verdict::Take(seat) => read_tensor(reader, &header, crc, seat, shared, answers).await,
+            Verdict::Take(seat) => read_tensor(reader, (&header, secret, crc), seat, shared, answers).await,
         },
     }
 }
 
 async fn read_tensor(
     reader: &mut Reader,
-    header: &Header,
-    crc: u32,
+    (header, secret, crc): (&Header, Secret, u32),
     seat: Option<Arc<Seat>>,
     shared: &Shared,
     answers: &Arc<Answers>,
@@ -211,10 +250,11 @@ async fn read_tensor(
     let found = decode_trailer(&reader.take().await?).ok_or(Ended::Malformed)?;
     if found == crc {
         shared.tally.received_bytes.add(header.length);
-        shared.arrivals.deliver(header, destination.into_payload(&shared.spares), answers, &shared.tally);
+        let payload = destination.into_payload(&shared.spares);
+        shared.arrivals.deliver((header, secret), payload, answers, &shared.tally);
     } else {
         shared.tally.corrupt.add(1);
-        shared.arrivals.spoilt(header.link, answers);
+        shared.arrivals.spoilt((header.link, secret), answers);
     }
     Ok(())
 }
