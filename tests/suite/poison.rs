@@ -12,7 +12,7 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 use fabric::local::Group;
 use model::{ModelFolder, Renderer};
-use parallel::{RankError, Seat, Start, StepRows, StepTime, Watch};
+use parallel::{Pulse, RankError, Seat, Start, StepRows, StepTime, Watch};
 use plan::{
     ArtifactKind, Assignment, Cause, Clean, Epoch, Exchange, ImageId, ImageIdx, ImageSize, JobId, Mesh, ModelId, Rank,
     RenderRequest, RowRange, StepIdx,
@@ -24,9 +24,14 @@ const STEPS: usize = 4;
 struct Watcher<'a> {
     group: &'a Group,
     n_taken: AtomicUsize,
+    pulse: Pulse,
 }
 
 impl Watch for Watcher<'_> {
+    fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
     fn takes(&self, _: StepIdx) -> bool {
         true
     }
@@ -60,7 +65,7 @@ fn run(renderer: &Renderer, mesh: &Mesh, exchange: Exchange, n_done: usize, pois
     let spec = renderer.folder().spec();
     let latent = size.latent(spec.vae.factor());
     let group = Group::new(Epoch(1), mesh.n_ranks(), Duration::from_secs(60));
-    let watcher = Watcher { group: &group, n_taken: AtomicUsize::new(0) };
+    let watcher = Watcher { group: &group, n_taken: AtomicUsize::new(0), pulse: Pulse::default() };
     let exchanges = vec![exchange; spec.dit.depth];
     let ended = std::thread::scope(|scope| {
         let ranks = mesh.ranks().zip(group.fabrics());

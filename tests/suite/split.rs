@@ -9,7 +9,7 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 use fabric::local::Group;
 use model::{ModelFolder, Renderer};
-use parallel::{Outcome, Seat, Start, StepRows, StepTime, Watch};
+use parallel::{Outcome, Pulse, Seat, Start, StepRows, StepTime, Watch};
 use plan::{
     ArtifactKind, Assignment, Clean, Epoch, Exchange, ImageId, ImageIdx, ImageSize, JobId, Mesh, ModelId, Rank,
     RenderRequest, RowRange, StepIdx,
@@ -54,9 +54,14 @@ type Checkpoint = (usize, Tensor, Tensor);
 struct Keeper {
     stops_before: Option<StepIdx>,
     rows: Mutex<Vec<StepRows>>,
+    pulse: Pulse,
 }
 
 impl Watch for Keeper {
+    fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
     fn takes(&self, step: StepIdx) -> bool {
         self.stops_before != Some(step)
     }
@@ -101,7 +106,7 @@ fn run(
         None => Exchange::for_blocks(&spec.dit, n_tokens, g, plan::Pace::CPU),
     };
     let group = Group::new(Epoch(1), mesh.n_ranks(), SILENCE);
-    let keeper = Keeper { stops_before, rows: Mutex::default() };
+    let keeper = Keeper { stops_before, rows: Mutex::default(), pulse: Pulse::default() };
     let outcomes: Vec<_> = std::thread::scope(|scope| {
         let ranks = mesh.ranks().zip(group.fabrics());
         let threads: Vec<_> = ranks

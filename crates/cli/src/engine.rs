@@ -112,7 +112,7 @@ impl Loaded {
     pub(crate) fn decode(
         &self,
         latents: &Tensor,
-        watch: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+        watch: &mut (dyn FnMut(Progress<'_>) -> ControlFlow<()> + Send),
     ) -> anyhow::Result<Tensor> {
         Ok(self.renderer.decode(latents, watch)?)
     }

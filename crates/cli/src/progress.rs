@@ -57,7 +57,7 @@ impl Meter {
     /// Shows what has just been done.
     pub(crate) fn show(&mut self, progress: &Progress<'_>) {
         match *progress {
-            Progress::PromptCut { .. } => {}
+            Progress::PromptCut { .. } | Progress::Encoding => {}
             Progress::Encoded => self.bar.set_message("denoising"),
             Progress::Step { step, steps, .. } => {
                 self.n_steps += 1;

@@ -185,7 +185,7 @@ impl Job<'_> {
                     warn(meter, cut_prompt(which, *n_tokens, cut_text));
                 }
                 Progress::Step { step, steps, .. } => tracing::debug!(step = step + 1, steps, "step done"),
-                Progress::Encoded | Progress::Decode { .. } => {}
+                Progress::Encoding | Progress::Encoded | Progress::Decode { .. } => {}
             }
             if let Some(fault) = preview.as_mut().and_then(|preview| preview.show(&progress, model)) {
                 warn(meter, fault);

@@ -13,7 +13,7 @@ use plan::{DitSpec, LayerIdx, RowRange, TokenGrid};
 use crate::finite::{self, ForwardError};
 use crate::place::{Place, bring_back};
 use crate::seam::AttentionContext;
-use crate::weights::Weights;
+use crate::weights::{OnRead, Weights, broken_off};
 
 pub mod block;
 mod embed;
@@ -81,11 +81,18 @@ pub struct Dit {
 }
 
 impl Dit {
-    /// All blocks of the model.
+    /// All blocks of the model. `read` is told of each and may break off.
     ///
     /// # Errors
-    /// If a weight is missing or misshapen.
-    pub fn load(spec: &DitSpec, weights: &Weights) -> Result<Self> {
+    /// If a weight is missing or misshapen, or `read` breaks off.
+    pub fn load(spec: &DitSpec, weights: &Weights, read: &OnRead<'_>) -> Result<Self> {
+        let mut stage = Stage { blocks: Vec::with_capacity(spec.depth) };
+        for layer in 0..spec.depth {
+            stage.blocks.extend(Stage::new(spec, layer..layer + 1, weights)?.blocks);
+            if read().is_break() {
+                return Err(broken_off());
+            }
+        }
         Ok(Self {
             spec: spec.clone(),
             place: weights.place().clone(),
@@ -93,7 +100,7 @@ impl Dit {
             timestep: TimestepEmbed::load(weights)?,
             caption_widen: linear(weights, "caption_projection.linear_1")?,
             caption_project: linear(weights, "caption_projection.linear_2")?,
-            stage: Stage::new(spec, 0..spec.depth, weights)?,
+            stage,
             head: Head::load(weights)?,
         })
     }

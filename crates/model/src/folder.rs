@@ -14,7 +14,7 @@ use crate::place::Place;
 use crate::sampler::NoiseSchedule;
 use crate::text::TextWeights;
 use crate::tokenizer::Tokenizer;
-use crate::weights::{Weights, file_name, is_readable};
+use crate::weights::{OnRead, Weights, file_name, is_readable};
 use crate::{dit, vae};
 
 /// Folders of the networks, whose values can be checked.
@@ -211,13 +211,13 @@ impl ModelFolder {
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Reads every tensor.
+    /// Reads every tensor. `read` is told of each and may break off.
     ///
     /// # Errors
-    /// All tensors that hold a NaN or an infinity.
-    pub fn check_finite(&self) -> Result<(), FolderError> {
+    /// All tensors that hold a NaN or an infinity; or that `read` broke off.
+    pub fn check_finite(&self, read: &OnRead<'_>) -> Result<(), FolderError> {
         let mut faults = Vec::new();
-        let mut search = |part: &str, weights: &Weights| match weights.not_finite() {
+        let mut search = |part: &str, weights: &Weights| match weights.not_finite(read) {
             Ok(found) => faults.extend(found.into_iter().map(|fault| format!("{part}: {fault}"))),
             Err(error) => faults.push(format!("{part}: {error}")),
         };

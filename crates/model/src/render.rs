@@ -4,7 +4,9 @@
 //! runs on rayon's current pool, and the caller watches through a closure.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use plan::{RenderRequest, RowRange, TextHome};
@@ -19,6 +21,7 @@ use crate::seam::{WholePicture, WholeSequence};
 use crate::text::TextEncoder;
 use crate::tokenizer::Tokens;
 use crate::vae::{self, Decoder};
+use crate::weights::OnRead;
 
 /// The networks of a model folder, ready to run.
 pub struct Renderer {
@@ -27,6 +30,8 @@ pub struct Renderer {
     decoder: Decoder,
     text_home: TextHome,
     text: Mutex<Text>,
+    /// Pieces of work that whoever holds the text encoder has done.
+    n_encoded: AtomicU64,
 }
 
 /// What is left of encoding prompts.
@@ -52,6 +57,8 @@ pub enum Progress<'a> {
         /// What was left out.
         cut_text: String,
     },
+    /// A weight of the text encoder was read, or another picture's prompt is being encoded meanwhile.
+    Encoding,
     /// Captions are encoded, denoising starts.
     Encoded,
     /// A step is done.
@@ -116,7 +123,7 @@ pub struct Rendered {
 }
 
 /// A watcher of [`Renderer::render`].
-pub type Watch<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
+pub type Watch<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + Send + 'a;
 
 impl Renderer {
     /// Loads transformer and decoder.
@@ -124,12 +131,34 @@ impl Renderer {
     /// # Errors
     /// If a weight is not finite: all tensors at fault are named at once.
     pub fn load(folder: Arc<ModelFolder>) -> Result<Self, RenderError> {
-        folder.check_finite()?;
+        Self::load_watched(folder, &|| ControlFlow::Continue(()))
+    }
+
+    /// The same; `read` is told of each weight and may break off.
+    ///
+    /// # Errors
+    /// As above, or [`RenderError::Cancelled`].
+    pub fn load_watched(folder: Arc<ModelFolder>, read: &OnRead<'_>) -> Result<Self, RenderError> {
+        let is_off = AtomicBool::new(false);
+        let read = || {
+            let flow = read();
+            is_off.fetch_or(flow.is_break(), Ordering::Relaxed);
+            flow
+        };
+        Self::load_all(folder, &read).map_err(|error| {
+            // What was broken off has failed, too; why is known here.
+            if is_off.load(Ordering::Relaxed) { RenderError::Cancelled } else { error }
+        })
+    }
+
+    fn load_all(folder: Arc<ModelFolder>, read: &OnRead<'_>) -> Result<Self, RenderError> {
+        folder.check_finite(read)?;
         Ok(Self {
-            dit: Dit::load(&folder.spec().dit, &folder.dit)?,
+            dit: Dit::load(&folder.spec().dit, &folder.dit, read)?,
             decoder: Decoder::load(&folder.spec().vae, &folder.vae)?,
             text_home: TextHome::default(),
             text: Mutex::default(),
+            n_encoded: AtomicU64::new(0),
             folder,
         })
     }
@@ -205,7 +234,7 @@ impl Renderer {
         request: &RenderRequest,
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Tensor>, RenderError> {
-        let mut text = self.text.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut text = self.text_when_free(watch)?;
         // Let go of where an error ends this.
         let mut encoder = text.encoder.take();
         let known = &mut text.known;
@@ -220,11 +249,13 @@ impl Renderer {
             let embeds = match known.iter().position(|(prompt, _)| *prompt == key) {
                 Some(at) => known.remove(at).1,
                 None => {
-                    if encoder.is_none() {
-                        encoder = Some(TextEncoder::load(&self.folder.text_config, &self.folder.text)?);
-                    }
-                    let encoder = encoder.as_mut().ok_or_else(|| RenderError::Prompt("no text encoder".into()))?;
+                    let encoder = match &mut encoder {
+                        Some(encoder) => encoder,
+                        none => none.insert(self.text_encoder(watch)?),
+                    };
                     let embeds = encoder.encode(&tokens.ids)?;
+                    self.n_encoded.fetch_add(1, Ordering::Relaxed);
+                    go_on(watch(Progress::Encoding))?;
                     crate::finite::check(std::slice::from_ref(&embeds), || "text_encoder".into())
                         .map_err(|error| at_step(error, 0, request))?;
                     embeds
@@ -239,6 +270,38 @@ impl Renderer {
             text.encoder = encoder;
         }
         Ok(all)
+    }
+
+    /// Waits while another picture's prompts are encoded, and passes its signs of life on as this one's.
+    fn text_when_free(&self, watch: &mut Watch<'_>) -> Result<MutexGuard<'_, Text>, RenderError> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(10);
+        let mut n_seen = self.n_encoded.load(Ordering::Relaxed);
+        loop {
+            match self.text.try_lock() {
+                Ok(text) => return Ok(text),
+                // What a thread that died had taken out is read again.
+                Err(TryLockError::Poisoned(text)) => return Ok(text.into_inner()),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK_AGAIN),
+            }
+            let n_encoded = self.n_encoded.load(Ordering::Relaxed);
+            if std::mem::replace(&mut n_seen, n_encoded) != n_encoded {
+                go_on(watch(Progress::Encoding))?;
+            }
+        }
+    }
+
+    /// The text encoder, read from its files.
+    fn text_encoder(&self, watch: &mut Watch<'_>) -> Result<TextEncoder, RenderError> {
+        let (watch, is_off) = (Mutex::new(watch), AtomicBool::new(false));
+        let read = || {
+            self.n_encoded.fetch_add(1, Ordering::Relaxed);
+            let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+            let flow = watch(Progress::Encoding);
+            is_off.fetch_or(flow.is_break(), Ordering::Relaxed);
+            flow
+        };
+        let encoder = TextEncoder::load(&self.folder.text_config, &self.folder.text, &read);
+        if is_off.load(Ordering::Relaxed) { Err(RenderError::Cancelled) } else { Ok(encoder?) }
     }
 
     /// From noise `[4, rows, cols]` to a clean latent of that shape. `captions`: the prompt's, then the negative's.

@@ -110,6 +110,14 @@ pub trait RowExchange {
     /// # Errors
     /// If another rank is gone.
     fn gather(&mut self, x: Tensor) -> Result<Tensor>;
+
+    /// Told whenever a layer has computed some rows of the band: a sign of life.
+    ///
+    /// # Errors
+    /// If whoever watches the decode breaks off.
+    fn slab_done(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// One rank holds the whole picture.

@@ -11,7 +11,7 @@ use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 use candle_transformers::models::{quantized_t5, t5};
 use candle_transformers::quantized_var_builder;
 
-use crate::weights::Weights;
+use crate::weights::{OnRead, Weights, broken_off};
 
 /// A text encoder, ready to run.
 pub enum TextEncoder {
@@ -31,16 +31,16 @@ pub enum TextWeights {
 }
 
 impl TextEncoder {
-    /// Builds the encoder that `config` (T5's `config.json`) describes.
+    /// Builds the encoder that `config` (T5's `config.json`) describes. `read` is told of each weight and may break off.
     ///
     /// # Errors
-    /// If a weight is missing or misshapen, or the config lacks a value.
-    pub fn load(config: &serde_json::Value, weights: &TextWeights) -> Result<Self> {
+    /// If a weight is missing or misshapen, the config lacks a value, or `read` breaks off.
+    pub fn load(config: &serde_json::Value, weights: &TextWeights, read: &OnRead<'_>) -> Result<Self> {
         let invalid = |error: serde_json::Error| candle_core::Error::Msg(format!("text_encoder/config.json: {error}"));
         match weights {
             TextWeights::Safetensors(weights) => {
                 let config: t5::Config = serde_json::from_value(config.clone()).map_err(invalid)?;
-                let backend = Box::new(Stored(weights.clone()));
+                let backend = Box::new(Stored { weights: weights.clone(), read });
                 let vars = VarBuilder::from_backend(backend, DType::F32, Device::Cpu);
                 Ok(Self::Plain(Box::new(t5::T5EncoderModel::load(vars, &config)?)))
             }
@@ -66,18 +66,28 @@ impl TextEncoder {
 }
 
 /// Hands weights to candle in their stored type where it widens them itself, and in f32 where it does not.
-struct Stored(Arc<Weights>);
+struct Stored<'a> {
+    weights: Arc<Weights>,
+    read: &'a OnRead<'a>,
+}
 
-impl Stored {
+impl Stored<'_> {
     fn fetch(&self, name: &str) -> Result<Tensor> {
-        let name =
-            if self.0.header(name).is_none() && name == "encoder.embed_tokens.weight" { "shared.weight" } else { name };
+        if (self.read)().is_break() {
+            return Err(broken_off());
+        }
+        let weights = &self.weights;
+        let name = if weights.header(name).is_none() && name == "encoder.embed_tokens.weight" {
+            "shared.weight"
+        } else {
+            name
+        };
         // The relative bias is added to scores and embeddings are looked up before anything is widened.
-        if name.contains("relative_attention_bias") { self.0.f32(name) } else { self.0.stored(name) }
+        if name.contains("relative_attention_bias") { weights.f32(name) } else { weights.stored(name) }
     }
 }
 
-impl SimpleBackend for Stored {
+impl SimpleBackend for Stored<'_> {
     fn get(&self, shape: Shape, name: &str, _: candle_nn::Init, _: DType, _: &Device) -> Result<Tensor> {
         let tensor = self.fetch(name)?;
         if tensor.shape() != &shape {
@@ -91,6 +101,6 @@ impl SimpleBackend for Stored {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.0.header(name).is_some()
+        self.weights.header(name).is_some()
     }
 }

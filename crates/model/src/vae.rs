@@ -139,7 +139,11 @@ impl Decoder {
                 let halo = band.halo()?;
                 // Channels stay, pixels become four.
                 let small = band.slabs.cut(band.block_rows, slab_values / 4)?;
-                band.slabs = Slabs::of(small.each(halo, |x, halo| enlarge.forward(&x, halo))?);
+                band.slabs = Slabs::of(small.each(halo, |x, halo| {
+                    let large = enlarge.forward(&x, halo)?;
+                    band.exchange.slab_done()?;
+                    Ok(large)
+                })?);
                 band.block_rows *= 2;
                 checked(&band.slabs, &format!("decoder.up_blocks.{level_idx}.upsamplers.0"))?;
             }

@@ -3,6 +3,7 @@
 //! Values are widened to f32 when asked for so, which is exact. Pickles are recognised and never loaded.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -15,6 +16,14 @@ use safetensors::{Dtype, SafeTensors};
 use crate::place::Place;
 
 pub mod random;
+
+/// Told of each weight that was read or laid out; breaking off ends that.
+pub type OnRead<'a> = dyn Fn() -> ControlFlow<()> + Sync + 'a;
+
+/// What breaking off makes of reading.
+pub(crate) fn broken_off() -> candle_core::Error {
+    candle_core::Error::Msg("cancelled".into())
+}
 
 /// The weight files of one network.
 pub struct Weights {
@@ -151,14 +160,18 @@ impl Weights {
         Tensor::from_raw_buffer(bytes, dtype, &header.shape, &Device::Cpu)
     }
 
-    /// Names of the tensors that hold a NaN or an infinity, with the first place.
+    /// Names of the tensors that hold a NaN or an infinity, with the first place. `read` is told of each tensor and may
+    /// break off.
     ///
     /// # Errors
-    /// If a tensor's type cannot be read.
-    pub fn not_finite(&self) -> candle_core::Result<Vec<String>> {
+    /// If a tensor's type cannot be read, or `read` breaks off.
+    pub fn not_finite(&self, read: &OnRead<'_>) -> candle_core::Result<Vec<String>> {
         let names: Vec<&str> = self.names().collect();
-        let found: candle_core::Result<Vec<Option<String>>> =
-            names.into_par_iter().map(|name| self.first_not_finite(name)).collect();
+        let look = |name| {
+            let found = self.first_not_finite(name)?;
+            if read().is_break() { Err(broken_off()) } else { Ok(found) }
+        };
+        let found: candle_core::Result<Vec<Option<String>>> = names.into_par_iter().map(look).collect();
         Ok(found?.into_iter().flatten().collect())
     }
 

@@ -20,6 +20,7 @@ use rayon::ThreadPool;
 use crate::fault::RankError;
 use crate::link::{Link, payload};
 use crate::pixels::BandOfPixels;
+use crate::pulse::Pulse;
 use crate::sequence::BandOfTokens;
 use crate::turn::Turn;
 
@@ -71,8 +72,28 @@ pub struct StepTime {
     pub wait_ms: f64,
 }
 
+/// What a rank is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Encodes the prompts.
+    Encode,
+    /// Takes a step.
+    Step,
+    /// Decodes its rows.
+    Decode,
+}
+
 /// Who watches a rank at work.
 pub trait Watch: Sync {
+    /// Where the rank shows that it moves, and whether it waits.
+    fn pulse(&self) -> &Pulse;
+
+    /// A piece of work is done: a block, or some rows of the decode. Breaking off ends the rank.
+    fn moved(&self, _at: Work) -> ControlFlow<()> {
+        self.pulse().beat();
+        ControlFlow::Continue(())
+    }
+
     /// On rank 0: whether `step` is taken, or the ranks stop before it.
     fn takes(&self, step: StepIdx) -> bool;
 
@@ -104,7 +125,7 @@ impl Seat<'_> {
     /// If a rank is gone, a value stops being finite, the request cannot be rendered, or `watch` breaks off.
     pub fn run(&self, start: Start, watch: &dyn Watch) -> Result<Outcome, RankError> {
         self.check()?;
-        let link = Link::new(self.fabric);
+        let link = Link::new(self.fabric).watched(watch);
         let ended = Run::new(self, &link, watch)?.ops(start);
         ended.map_err(|error| error.settled(&link)).inspect_err(|_| watch.give_up())
     }
@@ -229,14 +250,15 @@ impl<'a> Run<'a> {
         let dit = self.seat.renderer.dit();
         let pool = &self.seat.pools[0];
         if self.rank == Rank(0) {
+            go_on(self.watch.moved(Work::Encode))?;
             let request = &self.seat.assignment.request;
-            let mut go_on = |_: model::Progress<'_>| ControlFlow::Continue(());
+            let mut go_on = |_: model::Progress<'_>| self.watch.moved(Work::Encode);
             self.embeds = pool.install(|| self.seat.renderer.embeds(request, &mut go_on))?;
         }
         for to in mesh.ranks().skip(1).filter(|_| self.rank == Rank(0)) {
             for branch in mesh.branches(to, is_guided) {
                 let embeds = payload(&self.embeds[*branch as usize])?;
-                self.link.send(to, Tag::Caption(*branch), &embeds)?;
+                self.link.send(&[to], Tag::Caption(*branch), &embeds, None)?;
             }
         }
         for branch in mesh.branches(self.rank, is_guided) {
@@ -260,9 +282,8 @@ impl<'a> Run<'a> {
             return Ok(self.link.recv_bytes(Rank(0), tag)?.first() == Some(&1));
         }
         let takes = self.watch.takes(step);
-        for to in self.seat.assignment.mesh.ranks().skip(1) {
-            self.link.send(to, tag, &Payload::Bytes(Bytes::copy_from_slice(&[u8::from(takes)])))?;
-        }
+        let others: Vec<Rank> = self.seat.assignment.mesh.ranks().skip(1).collect();
+        self.link.send(&others, tag, &Payload::Bytes(Bytes::copy_from_slice(&[u8::from(takes)])), None)?;
         Ok(takes)
     }
 
@@ -273,8 +294,9 @@ impl<'a> Run<'a> {
         self.predictions = std::thread::scope(|scope| {
             let mut running = Vec::new();
             for (branch, pool) in branches.iter().zip(self.seat.pools) {
-                let (run, fault) = (&*self, &first_fault);
+                let (run, fault, at_work) = (&*self, &first_fault, Pulse::at_work_while(self.watch.pulse()));
                 running.push(scope.spawn(move || {
+                    let _at_work = at_work;
                     let prediction = pool.install(|| run.predict(step, *branch));
                     prediction.map(|prediction| (*branch, prediction)).map_err(|error| {
                         // The other branch may wait for what this one's failure keeps others from sending.
@@ -284,6 +306,7 @@ impl<'a> Run<'a> {
                     })
                 }));
             }
+            let _joining = self.watch.pulse().aside_while();
             running.into_iter().filter_map(|thread| thread.join().ok()?.ok()).collect()
         });
         match first_fault.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -323,7 +346,7 @@ impl<'a> Run<'a> {
             return Err(RankError::Assignment("partners run one branch each".into()));
         };
         let tag = Tag::Prediction(step);
-        self.link.send(partner, tag, &payload(own)?)?;
+        self.link.send(&[partner], tag, &payload(own)?, None)?;
         let values = self.link.recv_f32(partner, tag)?;
         let other = Tensor::from_slice(&values, own.shape(), &Device::Cpu)?;
         let of_other = if *branch == Branch::Conditional { Branch::Unconditional } else { Branch::Conditional };
@@ -370,16 +393,15 @@ impl<'a> Run<'a> {
 
     fn decode(&mut self) -> Result<(), RankError> {
         let decode_bands = self.seat.assignment.mesh.decode_bands();
-        let order = decode_bands.iter().map(|(rank, _)| *rank).collect();
-        let n_rows = decode_bands.iter().map(|(_, band)| band.n_rows()).sum::<usize>();
         let own = decode_bands.iter().find(|(rank, _)| *rank == self.rank);
         let Some((_, own)) = own else { return Err(RankError::Assignment("a rank has no rows to decode".into())) };
         let latents = self.x.narrow(1, own.start - self.band().start, own.n_rows())?.contiguous()?;
         let decoder = self.seat.renderer.decoder();
-        let n_cells = n_rows * latents.dim(2)?;
+        let cols = latents.dim(2)?;
+        let order = decode_bands.iter().map(|(rank, band)| (*rank, band.n_rows() * cols)).collect();
         let (total, watch) = (decoder.n_parts(), self.watch);
         let pixels = self.seat.pools[0].install(|| {
-            let mut rows = BandOfPixels::new(self.link, order, n_cells, self.turn.take());
+            let mut rows = BandOfPixels::new(self.link, order, self.turn.take());
             decoder.decode(&latents, &mut rows, &mut |done| watch.decode_done(done, total))
         });
         self.pixels = Some(pixels.map_err(|error| RankError::of_forward(error, None, self.rank))?);
@@ -391,9 +413,9 @@ impl<'a> Run<'a> {
         let mesh = &self.seat.assignment.mesh;
         let n_bands = mesh.bands().len();
         if self.rank != Rank(0) {
-            self.link.send(Rank(0), Tag::Pixels, &payload(&own)?)?;
+            self.link.send(&[Rank(0)], Tag::Pixels, &payload(&own)?, None)?;
             if usize::from(self.rank.0) < n_bands {
-                self.link.send(Rank(0), Tag::Latents, &payload(&self.x)?)?;
+                self.link.send(&[Rank(0)], Tag::Latents, &payload(&self.x)?, None)?;
             }
             return Ok(Outcome::Done(None));
         }

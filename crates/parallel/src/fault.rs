@@ -67,6 +67,7 @@ impl RankError {
         let in_step = |step, tensor: String| Self::NotFinite { step, rank, tensor };
         match fault {
             LinkFault::Fabric(error) => Self::Fabric(error),
+            LinkFault::Cancelled => Self::Cancelled,
             LinkFault::NotFinite(tag) => match tag {
                 Tag::Block(step, layer, ..) => in_step(step, format!("transformer_blocks.{layer}.attn1")),
                 Tag::Prediction(step) | Tag::Agree(step) => in_step(step, "proj_out".into()),

@@ -8,12 +8,14 @@ mod executor;
 mod fault;
 mod link;
 mod pixels;
+mod pulse;
 mod sequence;
 mod turn;
 
-pub use executor::{Outcome, Seat, Start, StepRows, StepTime, Watch};
+pub use executor::{Outcome, Seat, Start, StepRows, StepTime, Watch, Work};
 pub use fault::RankError;
 pub use link::Link;
 pub use pixels::BandOfPixels;
+pub use pulse::{Aside, AtWork, Pulse};
 pub use sequence::BandOfTokens;
 pub use turn::Turn;

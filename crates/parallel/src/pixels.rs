@@ -12,25 +12,24 @@ use model::seam::RowExchange;
 use plan::Rank;
 use plan::program::Tag;
 
-use crate::link::{Link, payload};
+use crate::executor::Work;
+use crate::link::{Departures, Link, payload};
 use crate::turn::Held;
 
 /// One rank's band of pixel rows.
 pub struct BandOfPixels<'a> {
     link: &'a Link<'a>,
-    /// Everybody who decodes, from the top.
-    order: Vec<Rank>,
-    /// Latent cells of the whole picture.
-    n_cells: usize,
+    /// Everybody who decodes with the latent cells of its band, from the top.
+    order: Vec<(Rank, usize)>,
     turn: Held<'a>,
     /// Exchanges made so far: every rank makes the same ones, so the count names them.
     n_exchanges: u32,
 }
 
 impl<'a> BandOfPixels<'a> {
-    /// This rank's band among those of `order`, from the top, of a picture of `n_cells` latent cells.
-    pub fn new(link: &'a Link<'a>, order: Vec<Rank>, n_cells: usize, turn: Held<'a>) -> Self {
-        Self { link, order, n_cells, turn, n_exchanges: 0 }
+    /// This rank's band among those of `order`, from the top, each with its latent cells.
+    pub fn new(link: &'a Link<'a>, order: Vec<(Rank, usize)>, turn: Held<'a>) -> Self {
+        Self { link, order, turn, n_exchanges: 0 }
     }
 
     fn next_tag(&mut self) -> Tag {
@@ -39,12 +38,13 @@ impl<'a> BandOfPixels<'a> {
     }
 
     fn own_idx(&self) -> usize {
-        self.order.iter().position(|rank| *rank == self.link.rank()).unwrap_or(0)
+        self.order.iter().position(|(rank, _)| *rank == self.link.rank()).unwrap_or(0)
     }
 
-    fn send_to_others(&self, tag: Tag, own: &Payload) -> Result<()> {
+    /// The others, beginning behind this rank, so that not all send to one first.
+    fn others(&self) -> Vec<Rank> {
         let (own_idx, n) = (self.own_idx(), self.order.len());
-        (1..n).map(|ahead| self.order[(own_idx + ahead) % n]).try_for_each(|to| self.link.send(to, tag, own))
+        (1..n).map(|ahead| self.order[(own_idx + ahead) % n].0).collect()
     }
 
     fn recv(&mut self, from: Rank, tag: Tag) -> Result<Payload> {
@@ -58,11 +58,11 @@ impl RowExchange for BandOfPixels<'_> {
         let (_, cols, channels) = first.dims3()?;
         let place = Place::of(first);
         let own_idx = self.own_idx();
-        let above = own_idx.checked_sub(1).map(|idx| self.order[idx]);
-        let below = self.order.get(own_idx + 1).copied();
+        let above = own_idx.checked_sub(1).map(|idx| self.order[idx].0);
+        let below = self.order.get(own_idx + 1).map(|(rank, _)| *rank);
         for (to, row) in [(above, first), (below, last)] {
             if let Some(to) = to {
-                self.link.send(to, tag, &payload(row)?)?;
+                self.link.send(&[to], tag, &payload(row)?, Some(&mut self.turn))?;
             }
         }
         let mut row_of = |from: Option<Rank>| -> Result<Option<Tensor>> {
@@ -79,9 +79,9 @@ impl RowExchange for BandOfPixels<'_> {
         let tag = self.next_tag();
         let own: Vec<f64> = partials.iter().flat_map(|part| [part.count, part.mean, part.m2]).collect();
         let own = Arc::new(own);
-        self.send_to_others(tag, &Payload::F64(Arc::clone(&own)))?;
+        self.link.send(&self.others(), tag, &Payload::F64(Arc::clone(&own)), Some(&mut self.turn))?;
         let mut all = Vec::new();
-        for from in self.order.clone() {
+        for (from, _) in self.order.clone() {
             if from == self.link.rank() {
                 all.extend_from_slice(&own);
             } else {
@@ -94,16 +94,22 @@ impl RowExchange for BandOfPixels<'_> {
 
     fn gather(&mut self, x: Tensor) -> Result<Tensor> {
         let tag = self.next_tag();
-        let mut all = Place::of(&x).gather(self.n_cells, x.dim(1)?)?;
-        self.send_to_others(tag, &payload(&x)?)?;
-        for from in self.order.clone() {
+        let n_cells = self.order.iter().map(|(_, n_cells)| n_cells).sum();
+        let mut all = Place::of(&x).gather(n_cells, x.dim(1)?)?;
+        let mut departures = Departures::new(self.link);
+        departures.put(&self.others(), tag, &x, &mut self.turn)?;
+        departures.send_late(&mut self.turn)?;
+        for (from, n_cells) in self.order.clone() {
             if from == self.link.rank() {
                 all.add_own(&x)?;
             } else {
-                let came = self.recv(from, tag)?;
-                self.link.add(&mut all, from, &came)?;
+                self.link.gather(&mut all, (from, tag), n_cells, &mut self.turn)?;
             }
         }
         all.whole()
+    }
+
+    fn slab_done(&mut self) -> Result<()> {
+        self.link.moved(Work::Decode)
     }
 }

@@ -14,6 +14,7 @@ use model::seam::{AttentionContext, SelfAttention};
 use plan::program::{Part, Tag};
 use plan::{Branch, Exchange, Rank, RowRange, StepIdx};
 
+use crate::executor::Work;
 use crate::link::{Departures, Link};
 use crate::turn::Held;
 
@@ -37,6 +38,7 @@ pub struct BandOfTokens<'a> {
 
 impl AttentionContext for BandOfTokens<'_> {
     fn attend(&mut self, rows: &SelfAttention<'_>) -> Result<Tensor> {
+        self.link.moved(Work::Step)?;
         let exchange = self.exchanges.get(rows.layer().0).copied().unwrap_or(Exchange::GatherKv);
         match exchange {
             _ if self.group.len() == 1 => model::seam::WholeSequence.attend(rows),
@@ -76,11 +78,12 @@ impl BandOfTokens<'_> {
         let mut departures = Departures::new(self.link);
         let mut begun = Vec::with_capacity(parts.len());
         for (part, own) in parts {
-            departures.put(self.others().map(|(_, to)| to).collect(), self.tag(rows, part), &own)?;
+            let (to, tag) = (self.others().map(|(_, to)| to).collect::<Vec<_>>(), self.tag(rows, part));
+            departures.put(&to, tag, &own, &mut self.turn)?;
             begun.push((part, Place::of(&own).gather(n_rows, own.dim(1)?)?, own));
         }
         let queries = rows.queries()?;
-        departures.send_late()?;
+        departures.send_late(&mut self.turn)?;
         let all = begun.into_iter().map(|(part, all, own)| self.gather(rows, part, all, own)).collect::<Result<_>>()?;
         Ok((queries, all))
     }
@@ -99,12 +102,14 @@ impl BandOfTokens<'_> {
             let n_rows = if part == Part::Queries { self.n_tokens(rows) } else { n_keys };
             let all = place.gather(n_rows, own_heads.len() * head_width)?;
             let x = x.map_or_else(|| rows.queries(), Ok)?;
-            for (idx, to) in self.others() {
-                departures.put(vec![to], self.tag(rows, part), &columns(&x, &self.heads_of(rows, idx), head_width)?)?;
+            let tag = self.tag(rows, part);
+            for (idx, to) in self.others().collect::<Vec<_>>() {
+                let x = columns(&x, &self.heads_of(rows, idx), head_width)?;
+                departures.put(&[to], tag, &x, &mut self.turn)?;
             }
             begun.push((part, all, columns(&x, &own_heads, head_width)?));
         }
-        departures.send_late()?;
+        departures.send_late(&mut self.turn)?;
         let gathered: Vec<_> =
             begun.into_iter().map(|(part, all, own)| self.gather(rows, part, all, own)).collect::<Result<_>>()?;
         let [keys, values, queries] = &gathered[..] else { candle_core::bail!("three parts are swapped") };
@@ -119,10 +124,10 @@ impl BandOfTokens<'_> {
             if idx == self.own_idx() {
                 own = Some(part);
             } else {
-                departures.put(vec![self.group[idx]], self.tag(rows, Part::Attended), &part)?;
+                departures.put(&[self.group[idx]], self.tag(rows, Part::Attended), &part, &mut self.turn)?;
             }
         }
-        departures.send_late()?;
+        departures.send_late(&mut self.turn)?;
         let mut heads = Vec::new();
         for (idx, from) in self.group.iter().enumerate() {
             let width = self.heads_of(rows, idx).len() * head_width;
@@ -130,9 +135,8 @@ impl BandOfTokens<'_> {
                 Some(own) if idx == self.own_idx() => own.clone(),
                 _ => {
                     let tag = self.tag(rows, Part::Attended);
-                    let came = self.turn.aside(|| self.link.recv(*from, tag))?;
                     let mut part = place.gather(n_own, width)?;
-                    self.link.add(&mut part, *from, &came)?;
+                    self.link.gather(&mut part, (*from, tag), n_own, &mut self.turn)?;
                     part.whole()?
                 }
             });
@@ -154,13 +158,14 @@ impl BandOfTokens<'_> {
     /// The parts of all ranks in row order, one tensor.
     fn gather(&mut self, rows: &SelfAttention<'_>, part: Part, mut all: Gathering, own: Tensor) -> Result<Tensor> {
         let tag = self.tag(rows, part);
-        for from in self.group {
+        for (from, band) in self.group.iter().zip(self.bands) {
             if *from == self.link.rank() {
                 all.add_own(&own)?;
-            } else {
-                let came = self.turn.aside(|| self.link.recv(*from, tag))?;
-                self.link.add(&mut all, *from, &came)?;
+                continue;
             }
+            let is_compressed = matches!(part, Part::Keys | Part::Values);
+            let n_rows = if is_compressed { rows.n_keys(band.n_rows()) } else { band.n_rows() * rows.cols() };
+            self.link.gather(&mut all, (*from, tag), n_rows, &mut self.turn)?;
         }
         all.whole()
     }

@@ -93,9 +93,21 @@ pub enum Part {
     Attended,
 }
 
+/// Where the number of a piece begins in a packed tag: above any step, of which there are at most 2^16.
+const PIECE_BIT: u32 = 52;
+
 impl Tag {
     /// As the fabric carries it: kind, step, layer, branch and part, each in bits of its own.
     pub fn pack(self) -> u64 {
+        self.pack_piece(0)
+    }
+
+    /// The same of one piece of a tensor that travels in several; there are at most 256 of them.
+    pub fn pack_piece(self, piece_idx: usize) -> u64 {
+        self.word() | (piece_idx as u64) << PIECE_BIT
+    }
+
+    fn word(self) -> u64 {
         let branch = |branch: Branch| u64::from(branch == Branch::Unconditional);
         let word = |kind: u64, high: usize, low: u64| kind << 60 | (high as u64) << 36 | low;
         match self {
@@ -277,7 +289,11 @@ mod tests {
             }
         }
         for tag in all {
-            assert_eq!(seen.insert(tag.pack(), tag), None, "{tag:?}");
+            assert_eq!(tag.pack(), tag.pack_piece(0));
+            for piece_idx in [0, 1, 255] {
+                let before = seen.insert(tag.pack_piece(piece_idx), (tag, piece_idx));
+                assert_eq!(before, None, "{tag:?}, piece {piece_idx}");
+            }
         }
     }
 }

@@ -68,7 +68,7 @@ pub(crate) fn measure(place: &Place, work: &Work) -> Result<Stages> {
     let (grid, spec) = (latent.tokens(), &work.dit);
     let dit = {
         let (_dir, weights) = random_weights(&dit::manifest(spec))?;
-        Dit::load(spec, &weights.on(place.clone()))?
+        Dit::load(spec, &weights.on(place.clone()), &|| ControlFlow::Continue(()))?
     };
     let mut captions = Vec::new();
     let of_captions = Stage::of(place, 0.0, 2, |_| {

@@ -115,6 +115,11 @@ impl Gathering {
         self.place.sends_bf16()
     }
 
+    /// Bytes of a row as it travels.
+    pub fn row_bytes(&self) -> usize {
+        self.width * self.place.value_bytes() as usize
+    }
+
     /// The next rows, which lie where they are gathered.
     ///
     /// # Errors

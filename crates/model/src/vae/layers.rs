@@ -77,6 +77,7 @@ impl Resnet {
         let halo = band.halo()?;
         let both = std::mem::take(&mut band.slabs).each(halo, |x, halo| {
             let hidden = self.conv_first.forward(&x, halo, Some(&norm))?;
+            band.exchange.slab_done()?;
             let shortcut = match &self.shortcut {
                 Some(project) => project_pixels(project, &x)?,
                 None => x,
@@ -91,7 +92,9 @@ impl Resnet {
         let mut shortcuts = shortcuts.into_iter();
         let summed = std::mem::take(&mut band.slabs).each(halo, |hidden, halo| {
             let Some(shortcut) = shortcuts.next() else { candle_core::bail!("every slab has a shortcut") };
-            self.conv_second.forward_onto(&hidden, halo, Some(&norm), shortcut)
+            let summed = self.conv_second.forward_onto(&hidden, halo, Some(&norm), shortcut)?;
+            band.exchange.slab_done()?;
+            Ok(summed)
         })?;
         band.slabs = Slabs::of(summed);
         Ok(())

@@ -71,10 +71,11 @@ impl Decode {
     /// The rows of one of two ranks, and how long it computed.
     pub(super) fn share(&self, rank: usize, pool: &ThreadPool, fabric: &dyn Fabric) -> Result<(Tensor, Duration)> {
         let (link, turn, band) = (Link::new(fabric), Turn::default(), self.bands[rank]);
-        let n_cells = self.latents.dim(1)? * self.latents.dim(2)?;
+        let cols = self.latents.dim(2)?;
+        let order = [0, 1].map(|rank_idx| (Rank(rank_idx), self.bands[usize::from(rank_idx)].n_rows() * cols));
         let part = self.latents.narrow(1, band.start, band.n_rows())?.force_contiguous()?;
         let pixels = pool.install(|| {
-            let mut rows = BandOfPixels::new(&link, vec![Rank(0), Rank(1)], n_cells, turn.take());
+            let mut rows = BandOfPixels::new(&link, order.to_vec(), turn.take());
             self.decoder.decode(&part, &mut rows, &mut |_| ControlFlow::Continue(()))
         })?;
         Ok((pixels, turn.computed()))
