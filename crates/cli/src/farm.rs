@@ -16,6 +16,7 @@ use prometheus::Registry;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use worker::hang::Hang;
 use worker::metrics::Metrics;
 use worker::models::Models;
 use worker::{Noise, Shutdown, Worker};
@@ -117,6 +118,7 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<Outcome> {
         address,
         threads: n_threads(&args.threads),
         noise: None,
+        hang: args.hang_at.map(Hang::new),
     };
     let registry = telemetry::registry("worker").context("make metrics")?;
     let metrics = Metrics::register(&registry).context("make metrics")?;
@@ -239,6 +241,7 @@ fn start_workers(
             address: own.port.address().to_owned(),
             threads: threads.div_ceil(usize::from(n_workers)),
             noise: own.noise.clone(),
+            hang: None,
         };
         let worker = Worker::new(config, Arc::clone(&own.offered), Arc::clone(&own.port), own.metrics.clone())?;
         let shutdown = shutdown.clone();

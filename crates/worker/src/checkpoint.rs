@@ -6,38 +6,64 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use candle_core::{Device, Tensor};
-use parallel::{Start, StepRows};
-use plan::{Epoch, LatentSize};
+use parallel::{Pulse, Start, StepRows};
+use plan::{Cause, LatentSize};
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 use wire::v1::cluster_service_client::ClusterServiceClient;
 use wire::{checksum, v1};
 
+use crate::answer::{Meaning, Tries};
 use crate::desk::Desk;
+use crate::outgoing::Outgoing;
+use crate::part::Fault;
 
 /// Bytes of one message.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
-/// Before a call is tried again.
-const PAUSE: Duration = Duration::from_millis(100);
 
-/// Sends the rows of a part as they come, until it is cancelled.
+/// Sends the rows of a part as they come, until it is over. Rows that are never taken end the part.
 pub(crate) async fn keep_rows(channel: Channel, desk: &Desk) {
     let mut client = ClusterServiceClient::new(channel);
+    let mut tries = Tries::default();
     while let Some(rows) = desk.next_rows().await {
         let parts = parts_of(desk, &rows);
         loop {
-            match client.put_checkpoint(tokio_stream::iter(parts.clone())).await {
-                Ok(_) => break,
-                // The epoch is over; whoever ended it says so on the session.
-                Err(status) if status.code() == Code::FailedPrecondition => break,
-                Err(status) => tracing::debug!(%status, "the rows were not taken"),
+            match client.put_checkpoint(Outgoing::new(parts.clone(), desk.pulse())).await {
+                Ok(_) => {
+                    tries.taken();
+                    break;
+                }
+                Err(status) => match tries.judge(&status) {
+                    Meaning::Again => tracing::debug!(%status, "the rows were not taken"),
+                    Meaning::Over => break,
+                    Meaning::Never(cause) => {
+                        let n_steps_done = rows.n_steps_done;
+                        let message =
+                            format!("the coordinator does not take the rows of step {n_steps_done}: {}", told(&status));
+                        desk.give_up_with(Fault { cause, message, blamed: None });
+                        return;
+                    }
+                },
             }
-            tokio::time::sleep(PAUSE).await;
-            if desk.is_cancelled() || desk.has_newer_rows() {
+            pause(desk, tries.pause()).await;
+            if desk.is_over() || desk.has_newer_rows() {
                 break;
             }
         }
     }
+}
+
+/// Waits for a while, or until the part is over.
+pub(crate) async fn pause(desk: &Desk, time: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = desk.until_over() => {}
+    }
+}
+
+/// A status as people read it.
+pub(crate) fn told(status: &Status) -> String {
+    format!("{} ({:?})", status.message(), status.code())
 }
 
 fn parts_of(desk: &Desk, rows: &StepRows) -> Vec<v1::PutCheckpointRequest> {
@@ -65,13 +91,49 @@ pub(crate) fn chunks(bytes: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
     (0..n).map(|idx| bytes.slice(idx * CHUNK_BYTES..((idx + 1) * CHUNK_BYTES).min(bytes.len())))
 }
 
-/// Fetches the checkpoint `epoch` begins with.
-pub(crate) async fn fetch(channel: Channel, epoch: Epoch, latent: LatentSize) -> Result<Start, Status> {
+/// Fetches the checkpoint a part begins with, `n_steps_done` steps on. Asks until the coordinator is there or the part is
+/// over.
+pub(crate) async fn fetch(
+    channel: Channel,
+    desk: &Desk,
+    latent: LatentSize,
+    n_steps_done: usize,
+) -> Result<Start, Fault> {
+    let fault = |cause, why: String| Fault {
+        cause,
+        message: format!("the checkpoint behind step {n_steps_done} did not come: {why}"),
+        blamed: None,
+    };
+    let mut tries = Tries::default();
+    loop {
+        let fetched = tokio::select! {
+            fetched = fetch_once(channel.clone(), desk, latent) => fetched,
+            () = desk.until_over() => return Err(fault(Cause::Peer, "the part is over".into())),
+        };
+        let status = match fetched {
+            Ok(start) => return Ok(start),
+            Err(status) => status,
+        };
+        match tries.judge(&status) {
+            // The coordinator has lost it, or what came is damaged: its failures count, so that this ends.
+            _ if status.code() == tonic::Code::DataLoss => return Err(fault(Cause::Peer, status.message().to_owned())),
+            Meaning::Again => tracing::debug!(%status, "the checkpoint did not come"),
+            Meaning::Over => return Err(fault(Cause::Peer, status.message().to_owned())),
+            Meaning::Never(cause) => return Err(fault(cause, told(&status))),
+        }
+        pause(desk, tries.pause()).await;
+    }
+}
+
+async fn fetch_once(channel: Channel, desk: &Desk, latent: LatentSize) -> Result<Start, Status> {
     let mut client = ClusterServiceClient::new(channel);
-    let mut parts = client.get_checkpoint(v1::GetCheckpointRequest { epoch: epoch.0 }).await?.into_inner();
+    let mut parts = client.get_checkpoint(v1::GetCheckpointRequest { epoch: desk.epoch.0 }).await?.into_inner();
+    // It has begun to come: whether it goes on is seen.
+    let _coming = Pulse::at_work_while(&**desk.pulse());
     let n_values = 4 * latent.rows * latent.cols;
     let (mut bytes, mut expected_crc) = (BytesMut::with_capacity(8 * n_values), 0);
     while let Some(part) = parts.message().await? {
+        desk.pulse().beat();
         bytes.extend_from_slice(&part.chunk);
         expected_crc = part.crc32c;
         if bytes.len() > 8 * n_values {

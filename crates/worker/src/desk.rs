@@ -10,10 +10,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::grpc::Port;
-use parallel::{StepRows, StepTime, Watch};
+use parallel::{Pulse, StepRows, StepTime, Watch, Work};
 use plan::{Epoch, Rank, StepIdx};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use wire::v1;
+
+use crate::hang::{Hang, HangAt};
+use crate::part::Fault;
 
 /// One part's desk.
 pub(crate) struct Desk {
@@ -21,12 +24,18 @@ pub(crate) struct Desk {
     pub(crate) rank: Rank,
     port: Arc<Port>,
     reports: mpsc::Sender<v1::session_request::Message>,
+    pulse: Arc<Pulse>,
     n_steps_done: AtomicUsize,
     stops: AtomicBool,
+    /// Nobody wants the part any more, or it cannot go on.
+    is_over: watch::Sender<bool>,
     is_cancelled: AtomicBool,
+    /// Why it cannot go on, where the rank does not know.
+    fault: Mutex<Option<Fault>>,
     is_decoding: AtomicBool,
     /// Whether the coordinator can be reached.
     is_connected: Arc<AtomicBool>,
+    hang: Option<Hang>,
     rows: Mutex<Rows>,
     /// Rows were kept, or nobody waits for them any more.
     kept: Condvar,
@@ -53,15 +62,41 @@ impl Desk {
             rank,
             port,
             reports,
+            pulse: Arc::default(),
             n_steps_done: AtomicUsize::new(n_steps_done),
             stops: AtomicBool::new(false),
+            is_over: watch::Sender::new(false),
             is_cancelled: AtomicBool::new(false),
+            fault: Mutex::default(),
             is_decoding: AtomicBool::new(false),
             is_connected,
+            hang: None,
             rows: Mutex::default(),
             kept: Condvar::new(),
             changed: Notify::new(),
         }
+    }
+
+    /// The same, of a rank that hangs where `hang` says.
+    pub(crate) fn hanging(self, hang: Option<Hang>) -> Self {
+        Self { hang, ..self }
+    }
+
+    /// Signs of life of the rank.
+    pub(crate) fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
+    /// The rank is at `at`, where a test may have it hang.
+    pub(crate) fn pass(&self, at: HangAt) {
+        if let Some(hang) = &self.hang {
+            hang.pass(at);
+        }
+    }
+
+    /// Whether the rank makes pixels.
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.is_decoding.load(Ordering::SeqCst)
     }
 
     /// Steps this rank took or began behind.
@@ -77,6 +112,22 @@ impl Desk {
     /// Ends the part at once, whatever it waits for.
     pub(crate) fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
+        self.end();
+    }
+
+    /// Ends the part for a reason that its rank does not know; the first one counts.
+    pub(crate) fn give_up_with(&self, fault: Fault) {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+        self.end();
+    }
+
+    /// Why it was given up, if that was not its rank's doing.
+    pub(crate) fn take_fault(&self) -> Option<Fault> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn end(&self) {
+        self.is_over.send_replace(true);
         self.port.abort(self.epoch);
         self.changed.notify_one();
         drop(self.rows());
@@ -87,17 +138,28 @@ impl Desk {
         self.is_cancelled.load(Ordering::SeqCst)
     }
 
+    /// Whether nobody wants the part any more, or it cannot go on.
+    pub(crate) fn is_over(&self) -> bool {
+        *self.is_over.borrow()
+    }
+
+    /// Waits until it is.
+    pub(crate) async fn until_over(&self) {
+        // The sender is in here, so it is not gone.
+        let _ = self.is_over.subscribe().wait_for(|is_over| *is_over).await;
+    }
+
     /// Tells the coordinator, now or when it is back.
     pub(crate) fn report(&self, message: v1::session_request::Message) {
-        if let Err(error) = self.reports.blocking_send(message) {
+        if let Err(error) = self.pulse.aside(|| self.reports.blocking_send(message)) {
             tracing::debug!(%error, "the session is over");
         }
     }
 
-    /// The next rows to send; none when the part was cancelled.
+    /// The next rows to send; none when the part is over.
     pub(crate) async fn next_rows(&self) -> Option<StepRows> {
         loop {
-            if self.is_cancelled() {
+            if self.is_over() {
                 return None;
             }
             {
@@ -117,21 +179,20 @@ impl Desk {
         self.rows().next.is_some()
     }
 
-    /// Waits until all rows are kept. False if the part was cancelled.
+    /// Waits until all rows are kept. False if the part is over.
     pub(crate) fn wait_until_kept(&self) -> bool {
+        let _aside = self.pulse.aside_while();
         let mut rows = self.rows();
-        while (rows.is_sending || rows.next.is_some()) && !self.is_cancelled() {
+        while (rows.is_sending || rows.next.is_some()) && !self.is_over() {
             rows = self.wait(rows);
         }
-        !self.is_cancelled()
+        !self.is_over()
     }
 
     fn put(&self, new: StepRows) {
+        let _aside = self.pulse.aside_while();
         let mut rows = self.rows();
-        while (rows.is_sending || rows.next.is_some())
-            && self.is_connected.load(Ordering::SeqCst)
-            && !self.is_cancelled()
-        {
+        while (rows.is_sending || rows.next.is_some()) && self.is_connected.load(Ordering::SeqCst) && !self.is_over() {
             rows = self.wait(rows);
         }
         rows.next = Some(new);
@@ -149,12 +210,27 @@ impl Desk {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flow(&self) -> ControlFlow<()> {
-        if self.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    /// Whether the part goes on.
+    pub(crate) fn flow(&self) -> ControlFlow<()> {
+        if self.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
 impl Watch for Desk {
+    fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    fn moved(&self, at: Work) -> ControlFlow<()> {
+        self.pulse.beat();
+        self.pass(match at {
+            Work::Encode => HangAt::Encode,
+            Work::Step => HangAt::Step,
+            Work::Decode => HangAt::Decode,
+        });
+        self.flow()
+    }
+
     fn takes(&self, _step: StepIdx) -> bool {
         !self.stops.load(Ordering::SeqCst)
     }
@@ -163,6 +239,7 @@ impl Watch for Desk {
         if let Some(rows) = rows {
             self.put(rows);
         }
+        self.pulse.beat();
         self.n_steps_done.store(n_steps_done, Ordering::SeqCst);
         self.report(v1::session_request::Message::StepTaken(v1::StepTaken {
             epoch: self.epoch.0,
@@ -175,7 +252,9 @@ impl Watch for Desk {
     }
 
     fn decode_done(&self, _done: usize, _total: usize) -> ControlFlow<()> {
-        if self.rank == Rank(0) && !self.is_decoding.swap(true, Ordering::SeqCst) {
+        self.pulse.beat();
+        let is_first = !self.is_decoding.swap(true, Ordering::SeqCst);
+        if self.rank == Rank(0) && is_first {
             self.report(v1::session_request::Message::Decoding(v1::Decoding { epoch: self.epoch.0 }));
         }
         self.flow()

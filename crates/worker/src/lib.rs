@@ -1,20 +1,27 @@
 //! The process that owns devices: joins a coordinator, keeps its lease, runs ranks, writes pictures.
 //!
 //! Has no opinion about jobs: it does the part it is assigned and drops it when told. An async shell
-//! (`session.rs`) and one thread per rank (`part.rs`), joined by bounded channels.
+//! (`session.rs`, `parts.rs`) and one thread per rank (`part.rs`), joined by bounded channels. Heartbeats and orders have a
+//! connection of their own: checkpoints and pictures go by another.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod checkpoint;
 mod desk;
+pub mod hang;
 pub mod image;
 pub mod metadata;
 pub mod metrics;
 pub mod models;
+mod outgoing;
 mod part;
+mod parts;
 mod probe;
 mod room;
 mod session;
 pub mod stranger;
+#[cfg(test)]
+mod testing;
 mod upload;
 
 use std::path::PathBuf;
@@ -31,6 +38,7 @@ use rayon::ThreadPool;
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
+use hang::Hang;
 use metrics::Metrics;
 use models::Models;
 
@@ -47,6 +55,8 @@ pub struct Config {
     pub threads: usize,
     /// Stands in for the seed's noise in every picture; for a farm that serves one request alone.
     pub noise: Option<Noise>,
+    /// For tests: where its ranks hang.
+    pub hang: Option<Hang>,
 }
 
 /// Noise to begin with.
@@ -76,11 +86,14 @@ pub struct Worker {
     port: Arc<Port>,
     metrics: Metrics,
     channel: Channel,
+    /// For checkpoints and pictures.
+    bulk: Channel,
     coordinator: String,
     address: String,
     pools: Arc<[ThreadPool; 2]>,
     flop_per_s: f64,
     noise: Option<Noise>,
+    hang: Option<Hang>,
 }
 
 impl Worker {
@@ -109,11 +122,13 @@ impl Worker {
             port,
             metrics,
             channel: endpoint.connect_lazy(),
+            bulk: endpoint.connect_lazy(),
             coordinator: config.coordinator,
             address: config.address,
             pools: Arc::new(pools),
             flop_per_s,
             noise: config.noise,
+            hang: config.hang,
         })
     }
 

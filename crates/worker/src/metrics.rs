@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fabric::grpc::{Counters, Port};
 use plan::ImageSize;
 use prometheus::core::Collector;
-use prometheus::{Counter, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{Counter, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::sync::watch;
 use wire::v1::session_request::Message as Report;
 
@@ -21,6 +21,7 @@ pub struct Metrics {
     resent: IntCounter,
     fenced: IntCounter,
     transfer: IntCounterVec,
+    stuck: IntGauge,
     n_joined: Arc<watch::Sender<usize>>,
 }
 
@@ -53,6 +54,13 @@ impl Metrics {
                 IntCounter::new("fresco_transfer_fenced_total", "Tensors of an epoch that is over, dropped."),
             )?,
             transfer: put(registry, IntCounterVec::new(transfer, &["direction"]))?,
+            stuck: put(
+                registry,
+                IntGauge::new(
+                    "fresco_stuck_ranks",
+                    "Ranks whose threads have not ended though their parts were dropped: their workers take no work.",
+                ),
+            )?,
             n_joined: Arc::new(watch::Sender::new(0)),
         };
         for direction in ["sent", "received"] {
@@ -83,6 +91,11 @@ impl Metrics {
 
     pub(crate) fn left(&self) {
         self.n_joined.send_modify(|n| *n = n.saturating_sub(1));
+    }
+
+    /// So many more ranks than before are stuck.
+    pub(crate) fn stuck(&self, n_more: i64) {
+        self.stuck.add(n_more);
     }
 
     /// Counts what a worker reports of an image of this size.

@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use machine::Memory;
 use model::place::RoomError;
+use model::weights::OnRead;
 use model::{ModelFolder, Place, RenderError, Renderer};
 use plan::{HostMemory, ModelFacts, ModelId, TextHome};
 
@@ -24,6 +27,8 @@ struct Offered {
     folder: Arc<ModelFolder>,
     text_home: TextHome,
     renderer: Mutex<Option<Arc<Renderer>>>,
+    /// Weights that were read to lay the networks out.
+    n_read: AtomicU64,
 }
 
 impl Models {
@@ -54,7 +59,13 @@ impl Models {
             let spec = folder.spec();
             let facts = ModelFacts { id: ModelId { name: name.clone(), weights_sha256 }, spec: spec.clone() };
             let text_home = text_home(&folder, &mut free_bytes, n_workers);
-            let offered = Offered { facts, folder: Arc::new(folder), text_home, renderer: Mutex::default() };
+            let offered = Offered {
+                facts,
+                folder: Arc::new(folder),
+                text_home,
+                renderer: Mutex::default(),
+                n_read: AtomicU64::new(0),
+            };
             if all.insert(name.clone(), offered).is_some() {
                 return Err(anyhow!("two models are called `{name}`: give each folder a name of its own"));
             }
@@ -84,20 +95,56 @@ impl Models {
         self.all.get(name).map(|offered| &offered.folder)
     }
 
-    /// The networks of `id`, laid out if this is their first use.
+    /// The networks of `id`, laid out if this is their first use. `read` is told of each weight, here or by another rank
+    /// of this process that lays them out meanwhile, and may break off.
     ///
     /// # Errors
-    /// If there is no such model or a weight is not finite.
-    pub(crate) fn renderer(&self, id: &ModelId) -> Result<Arc<Renderer>, RenderError> {
-        let unknown = || RenderError::Prompt(format!("this worker has no model `{}` of those weights", id.name));
+    /// If there is no such model, a weight is not finite, or `read` breaks off.
+    pub(crate) fn renderer(&self, id: &ModelId, read: &OnRead<'_>) -> Result<Arc<Renderer>, ModelError> {
+        let unknown = || ModelError::Unknown(id.name.clone());
         let offered = self.all.get(&id.name).filter(|offered| offered.facts.id == *id).ok_or_else(unknown)?;
-        let mut loaded = offered.renderer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = offered.renderer_when_free(read)?;
         if let Some(renderer) = &*loaded {
             return Ok(Arc::clone(renderer));
         }
-        let renderer = Arc::new(Renderer::load(Arc::clone(&offered.folder))?.with_text_at(offered.text_home));
+        let read = || {
+            offered.n_read.fetch_add(1, Ordering::Relaxed);
+            read()
+        };
+        let renderer = Renderer::load_watched(Arc::clone(&offered.folder), &read)?;
+        let renderer = Arc::new(renderer.with_text_at(offered.text_home));
         *loaded = Some(Arc::clone(&renderer));
         Ok(renderer)
+    }
+}
+
+/// Why a model's networks are not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ModelError {
+    /// Whoever placed the image took this worker for another.
+    #[error("this worker has no model `{0}` of those weights")]
+    Unknown(String),
+    /// Its weights are at fault, or memory is short.
+    #[error(transparent)]
+    Load(#[from] RenderError),
+}
+
+impl Offered {
+    /// Waits while another rank lays the networks out, and passes its signs of life on.
+    fn renderer_when_free(&self, read: &OnRead<'_>) -> Result<MutexGuard<'_, Option<Arc<Renderer>>>, RenderError> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(10);
+        let mut n_seen = self.n_read.load(Ordering::Relaxed);
+        loop {
+            match self.renderer.try_lock() {
+                Ok(renderer) => return Ok(renderer),
+                Err(TryLockError::Poisoned(renderer)) => return Ok(renderer.into_inner()),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK_AGAIN),
+            }
+            let n_read = self.n_read.load(Ordering::Relaxed);
+            if std::mem::replace(&mut n_seen, n_read) != n_read && read().is_break() {
+                return Err(RenderError::Cancelled);
+            }
+        }
     }
 }
 

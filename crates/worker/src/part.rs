@@ -15,9 +15,10 @@ use wire::v1::session_request::Message;
 use crate::Noise;
 use crate::checkpoint;
 use crate::desk::Desk;
+use crate::hang::HangAt;
 use crate::image;
 use crate::metadata::{self, Metadata};
-use crate::models::Models;
+use crate::models::{ModelError, Models};
 use crate::room::Room;
 use crate::upload;
 
@@ -26,17 +27,20 @@ use crate::upload;
 pub(crate) struct Tools {
     pub(crate) models: Arc<Models>,
     pub(crate) port: Arc<Port>,
-    pub(crate) channel: Channel,
+    /// For checkpoints and pictures: a connection of their own, so that heartbeats do not stand in line behind them.
+    pub(crate) bulk: Channel,
     pub(crate) pools: Arc<[ThreadPool; 2]>,
     pub(crate) runtime: Handle,
     pub(crate) noise: Option<Noise>,
 }
 
 /// Why a part ended without its work.
-struct Fault {
-    cause: Cause,
-    message: String,
-    blamed: Option<u32>,
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) cause: Cause,
+    pub(crate) message: String,
+    /// The rank that was waited for in vain.
+    pub(crate) blamed: Option<u32>,
 }
 
 impl From<RankError> for Fault {
@@ -46,16 +50,29 @@ impl From<RankError> for Fault {
     }
 }
 
+impl From<ModelError> for Fault {
+    fn from(error: ModelError) -> Self {
+        match error {
+            // Another worker may have it.
+            ModelError::Unknown(_) => Self { cause: Cause::Device, message: error.to_string(), blamed: None },
+            ModelError::Load(error) => RankError::from(error).into(),
+        }
+    }
+}
+
 /// Does the part and reports how it ended; says nothing of a part that was dropped.
 pub(crate) fn run(tools: &Tools, assignment: &Assignment, desk: &Arc<Desk>) {
     let keeping = tools.runtime.spawn({
-        let (channel, desk) = (tools.channel.clone(), Arc::clone(desk));
+        let (channel, desk) = (tools.bulk.clone(), Arc::clone(desk));
         async move { checkpoint::keep_rows(channel, &desk).await }
     });
-    match work(tools, assignment, desk) {
-        Ok(Some(message)) => desk.report(message),
+    let ended = work(tools, assignment, desk);
+    // What gave the part up from outside is why its rank ended, whatever the rank says.
+    let ended = desk.take_fault().map_or(ended, Err);
+    match ended {
+        _ if desk.is_cancelled() => {}
         Ok(None) => {}
-        Err(_) if desk.is_cancelled() => {}
+        Ok(Some(message)) => desk.report(message),
         Err(fault) => desk.report(Message::Failed(v1::Failed {
             epoch: assignment.epoch.0,
             cause: wire::convert::cause_of(fault.cause).into(),
@@ -68,8 +85,12 @@ pub(crate) fn run(tools: &Tools, assignment: &Assignment, desk: &Arc<Desk>) {
     keeping.abort();
 }
 
-fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Message>, Fault> {
-    let renderer = tools.models.renderer(&assignment.model).map_err(RankError::from)?;
+fn work(tools: &Tools, assignment: &Assignment, desk: &Arc<Desk>) -> Result<Option<Message>, Fault> {
+    let read = || {
+        desk.pulse().beat();
+        desk.flow()
+    };
+    let renderer = tools.models.renderer(&assignment.model, &read)?;
     let spec = renderer.folder().spec();
     let latent = assignment.request.size.latent(spec.vae.factor());
     let place = tools.models.place();
@@ -84,16 +105,8 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
             None => Start::Seed,
         }
     } else {
-        let fetched = checkpoint::fetch(tools.channel.clone(), assignment.epoch, latent);
-        tools.runtime.block_on(fetched).map_err(|status| Fault {
-            cause: Cause::Peer,
-            message: format!(
-                "the checkpoint behind step {} did not come: {}",
-                assignment.n_steps_done,
-                status.message()
-            ),
-            blamed: None,
-        })?
+        let fetched = checkpoint::fetch(tools.bulk.clone(), desk, latent, assignment.n_steps_done);
+        desk.pulse().aside(|| tools.runtime.block_on(fetched))?
     };
     let peers = assignment.peers.iter().map(|peer| peer.address.clone()).collect();
     let fabric = tools.port.open(assignment.epoch, image_hash(assignment), assignment.rank, peers);
@@ -105,7 +118,7 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
         if place.device().is_cpu() { Pace::CPU } else { Pace::GPU },
     );
     let seat = Seat { renderer: &renderer, assignment, fabric: &*fabric, exchanges: &exchanges, pools: &tools.pools };
-    let outcome = seat.run(start, desk);
+    let outcome = seat.run(start, &**desk);
     room.compare(place, assignment);
     place.clear_spares();
     match outcome? {
@@ -131,8 +144,10 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Desk) -> Result<Option<Me
                 blamed: None,
             })?;
             drop(rendered);
-            let artifact = upload::hand_in(tools.channel.clone(), desk, bytes.into(), kind);
-            let artifact = tools.runtime.block_on(artifact);
+            desk.pulse().beat();
+            desk.pass(HangAt::Upload);
+            let artifact = upload::hand_in(tools.bulk.clone(), desk, bytes.into(), kind);
+            let artifact = desk.pulse().aside(|| tools.runtime.block_on(artifact))?;
             Ok(artifact.map(|artifact| {
                 Message::Finished(v1::Finished { epoch: assignment.epoch.0, artifact: Some(artifact) })
             }))

@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::bail;
-use plan::{Epoch, ImageSize};
+use plan::Epoch;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Streaming};
 use wire::v1::cluster_service_client::ClusterServiceClient;
 use wire::v1::session_request::Message as Report;
 use wire::v1::session_response::Message as Order;
 use wire::{convert, v1};
 
-use crate::desk::Desk;
-use crate::part::{self, Tools};
+use crate::part::Tools;
+use crate::parts::Parts;
 use crate::stranger;
 use crate::{Shutdown, Worker};
 
@@ -29,20 +29,27 @@ const MOST_REPORTS: usize = 4096;
 /// Sessions a worker that is to leave tries for its last word; some three seconds.
 const MOST_LAST_TRIES: u32 = 5;
 
+/// How long the coordinator has to hear that a worker leaves.
+const LEAVES_WITHIN: Duration = Duration::from_millis(500);
+
+/// How long a device may take to answer that it is there.
+const DEVICE_ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+
 /// A worker from its first join to its end.
 pub(crate) struct Stay {
     worker: Worker,
     shutdown: watch::Receiver<Shutdown>,
-    tools: Tools,
     is_connected: Arc<AtomicBool>,
-    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
-    part: Option<(Arc<Desk>, JoinHandle<()>)>,
-    /// Of the image the part is at.
-    size: Option<ImageSize>,
+    reports: mpsc::Receiver<Report>,
+    parts: Parts,
     /// Tells this process apart from another of the same name.
     incarnation: String,
     /// How the part ended: a session that breaks may lose what was said last, so it is said again in the next.
     last_word: Option<Report>,
+    /// Finds out whether the device is lost, after a part that it failed.
+    looking: Option<JoinHandle<bool>>,
+    /// As the coordinator last said.
+    lease_ttl: Option<Duration>,
 }
 
 /// How one session ended.
@@ -62,29 +69,30 @@ impl Stay {
         let tools = Tools {
             models: Arc::clone(&worker.models),
             port: Arc::clone(&worker.port),
-            channel: worker.channel.clone(),
+            bulk: worker.bulk.clone(),
             pools: Arc::clone(&worker.pools),
             noise: worker.noise.clone(),
             runtime: tokio::runtime::Handle::current(),
         };
-        let reports = mpsc::channel(MOST_REPORTS);
+        let (said, reports) = mpsc::channel(MOST_REPORTS);
+        let is_connected = Arc::default();
+        let hang = worker.hang.clone();
+        let parts = Parts::new(tools, worker.metrics.clone(), said, Arc::clone(&is_connected), hang);
         Self {
             worker,
             shutdown,
-            tools,
-            is_connected: Arc::default(),
+            is_connected,
             reports,
-            part: None,
-            size: None,
+            parts,
             incarnation: uuid::Uuid::new_v4().to_string(),
             last_word: None,
+            looking: None,
+            lease_ttl: None,
         }
     }
 
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        const FIRST_PAUSE: Duration = Duration::from_millis(100);
-        const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-        let mut pause = FIRST_PAUSE;
+        let mut pause = Pauses::default().first;
         let mut is_told = false;
         let mut n_last_tries = 0;
         loop {
@@ -94,15 +102,15 @@ impl Stay {
             }
             match ended {
                 Ended::Leave => {
-                    self.drop_part();
+                    self.parts.drop_current();
                     return Ok(());
                 }
                 Ended::Refused(reason) => {
-                    self.drop_part();
+                    self.parts.drop_current();
                     bail!("the coordinator refused worker `{}`: {reason}", self.worker.name)
                 }
                 Ended::DeviceLost => {
-                    self.drop_part();
+                    self.parts.drop_current();
                     bail!(
                         "the device of worker `{}` is lost: its work goes on elsewhere; see nvidia-smi",
                         self.worker.name
@@ -110,12 +118,12 @@ impl Stay {
                 }
                 // A private farm ends all at once, in any order.
                 Ended::Broken { .. } if *self.shutdown.borrow() == Shutdown::Now => {
-                    self.drop_part();
+                    self.parts.drop_current();
                     return Ok(());
                 }
                 Ended::Broken { reason, was_up } => {
                     if was_up {
-                        (pause, is_told) = (FIRST_PAUSE, false);
+                        (pause, is_told) = (Pauses::within(self.lease_ttl).first, false);
                     }
                     if !std::mem::replace(&mut is_told, true) {
                         let coordinator = &self.worker.coordinator;
@@ -124,13 +132,13 @@ impl Stay {
                 }
             }
             let drains = *self.shutdown.borrow() != Shutdown::No;
-            let is_at_work = self.part.as_ref().is_some_and(|(_, thread)| !thread.is_finished());
-            if drains && !is_at_work {
+            self.parts.look();
+            if drains && self.parts.at_work().is_none() {
                 // How its part ended may not have been heard: a few more sessions are tried to say it.
                 n_last_tries += 1;
-                let has_to_say = self.last_word.is_some() || !self.reports.1.is_empty();
+                let has_to_say = self.last_word.is_some() || !self.reports.is_empty();
                 if !has_to_say || n_last_tries > MOST_LAST_TRIES {
-                    self.drop_part();
+                    self.parts.drop_current();
                     return Ok(());
                 }
             }
@@ -138,7 +146,7 @@ impl Stay {
                 () = tokio::time::sleep(pause) => {}
                 _ = self.shutdown.changed() => {}
             }
-            pause = (2 * pause).min(LONGEST_PAUSE);
+            pause = (2 * pause).min(Pauses::within(self.lease_ttl).longest);
         }
     }
 
@@ -171,39 +179,48 @@ impl Stay {
             Ok(_) => return broken("it did not welcome this worker".into(), false),
             Err(status) => return broken(status.message().to_owned(), false),
         };
+        self.lease_ttl = Some(lease_ttl);
         self.is_connected.store(true, Ordering::SeqCst);
         self.worker.metrics.joined();
         tracing::info!(worker = %self.worker.name, coordinator = self.worker.coordinator, "joined");
-        if let Some(last_word) = self.last_word.clone()
-            && !say(last_word).await
-        {
-            return broken("the stream closed".into(), true);
+        for lost in self.last_word.clone().into_iter().chain(self.parts.said_once()) {
+            if !say(lost).await {
+                return broken("the stream closed".into(), true);
+            }
         }
         let mut beat = interval(lease_ttl / 3);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut has_drained = false;
+        let ends = self.parts.ends();
         loop {
             let wants = *self.shutdown.borrow_and_update();
             if wants == Shutdown::Now {
-                return Ended::Leave;
+                return leave(orders_up, orders).await;
             }
             if wants == Shutdown::Drain && !std::mem::replace(&mut has_drained, true) {
                 say(Report::Drain(v1::Drain {})).await;
             }
             let is_said = tokio::select! {
-                _ = beat.tick() => say(Report::Heartbeat(v1::Heartbeat { work: None })).await,
-                Some(report) = self.reports.1.recv() => {
-                    self.worker.metrics.reported(&report, self.size);
-                    let is_lost = matches!(&report, Report::Failed(failed) if failed.cause == v1::Cause::Device as i32)
-                        && self.worker.models.place().wait().is_err();
+                _ = beat.tick() => say(self.heartbeat()).await,
+                // A seat is free as soon as its thread has ended.
+                () = ends.notified() => say(self.heartbeat()).await,
+                Some(report) = self.reports.recv() => {
+                    self.worker.metrics.reported(&report, self.parts.size());
+                    if matches!(&report, Report::Failed(failed) if failed.cause == v1::Cause::Device as i32) {
+                        self.look_for_device();
+                    }
                     if matches!(report, Report::Stopped(_) | Report::Finished(_) | Report::Failed(_)) {
                         self.last_word = Some(report.clone());
                     }
-                    let is_said = say(report).await;
+                    say(report).await
+                }
+                is_lost = answered(&mut self.looking) => {
+                    self.looking = None;
                     if is_lost {
+                        leave(orders_up, orders).await;
                         return Ended::DeviceLost;
                     }
-                    is_said
+                    true
                 }
                 order = orders.message() => match order {
                     Ok(Some(v1::SessionResponse { message: Some(Order::Drained(_)) })) => return Ended::Leave,
@@ -230,13 +247,23 @@ impl Stay {
         }
     }
 
+    /// Keeps the lease, and says what the rank's thread does.
+    fn heartbeat(&mut self) -> Report {
+        self.parts.look();
+        Report::Heartbeat(v1::Heartbeat { work: self.parts.work() })
+    }
+
+    /// Asks the device whether it is there, on a thread that may wait for it.
+    fn look_for_device(&mut self) {
+        let models = Arc::clone(&self.worker.models);
+        self.looking = Some(tokio::spawn(async move {
+            let looked = tokio::task::spawn_blocking(move || models.place().wait().is_err());
+            // One that does not answer at all is lost, too.
+            timeout(DEVICE_ANSWERS_WITHIN, looked).await.map_or(true, |is_lost| is_lost.unwrap_or(true))
+        }));
+    }
+
     fn join(&self) -> v1::Join {
-        let running = self.part.as_ref().filter(|(_, thread)| !thread.is_finished()).map(|(desk, _)| v1::Running {
-            epoch: desk.epoch.0,
-            rank: desk.rank.0.into(),
-            n_steps_done: desk.n_steps_done() as u32,
-            is_decoding: false,
-        });
         v1::Join {
             worker: self.worker.name.0.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -244,10 +271,10 @@ impl Stay {
             models: self.worker.models.facts().map(v1::ModelFacts::from).collect(),
             address: self.worker.address.clone(),
             flop_per_s: self.worker.flop_per_s,
-            running,
+            running: self.parts.running(),
             incarnation: self.incarnation.clone(),
             memory_bytes: 0,
-            value_bytes: 4,
+            value_bytes: self.worker.models.place().value_bytes() as u32,
         }
     }
 
@@ -256,8 +283,13 @@ impl Stay {
         match order {
             Order::Assign(assign) => match convert::assignment(&assign) {
                 Ok(assignment) => {
-                    self.begin(assignment);
-                    None
+                    self.last_word = None;
+                    let (epoch, rank) = (assignment.epoch, assignment.rank);
+                    tracing::info!(
+                        worker = %self.worker.name, image = %assignment.image, %epoch, %rank,
+                        n_steps_done = assignment.n_steps_done, "begins"
+                    );
+                    self.parts.begin(assignment)
                 }
                 Err(error) => Some(Report::Failed(v1::Failed {
                     epoch: assign.epoch,
@@ -268,67 +300,73 @@ impl Stay {
                 })),
             },
             Order::Abort(abort) => {
-                self.tools.port.abort(Epoch(abort.epoch));
-                if let Some((desk, _)) = self.part.as_ref().filter(|(desk, _)| desk.epoch.0 == abort.epoch) {
-                    desk.cancel();
-                }
+                self.parts.abort(Epoch(abort.epoch));
                 None
             }
             Order::Stop(stop) => {
-                if let Some((desk, _)) = self.part.as_ref().filter(|(desk, _)| desk.epoch.0 == stop.epoch) {
-                    desk.stop();
-                }
+                self.parts.stop(Epoch(stop.epoch));
                 None
             }
             Order::Welcome(_) | Order::Refused(_) | Order::Drained(_) => None,
         }
     }
+}
 
-    /// Begins a part on a thread of its own, once the one before it has ended.
-    fn begin(&mut self, assignment: plan::Assignment) {
-        self.last_word = None;
-        let before = self.part.take();
-        if let Some((desk, _)) = &before {
-            if desk.epoch >= assignment.epoch {
-                tracing::debug!(epoch = %assignment.epoch, "an assignment of an old epoch was dropped");
-                self.part = before;
-                return;
-            }
-            desk.cancel();
-        }
-        self.size = Some(assignment.request.size);
-        let desk = Arc::new(Desk::new(
-            (assignment.epoch, assignment.rank),
-            assignment.n_steps_done,
-            Arc::clone(&self.tools.port),
-            self.reports.0.clone(),
-            Arc::clone(&self.is_connected),
-        ));
-        tracing::info!(
-            worker = %self.worker.name, image = %assignment.image, epoch = %assignment.epoch, rank = %assignment.rank,
-            n_steps_done = assignment.n_steps_done, "begins"
-        );
-        let (tools, desk_of_part) = (self.tools.clone(), Arc::clone(&desk));
-        let (epoch, reports) = (assignment.epoch, self.reports.0.clone());
-        let thread = tokio::spawn(async move {
-            if let Some((_, before)) = before {
-                drop(before.await);
-            }
-            let at_work = tokio::task::spawn_blocking(move || part::run(&tools, &assignment, &desk_of_part));
-            if at_work.await.is_err() {
-                tracing::error!(%epoch, "a rank's thread died");
-                let message = "a rank's thread died: see its worker's log".into();
-                let cause = v1::Cause::Bug.into();
-                let failed = v1::Failed { epoch: epoch.0, cause, message, ..v1::Failed::default() };
-                drop(reports.send(Report::Failed(failed)).await);
-            }
-        });
-        self.part = Some((desk, thread));
+/// Whether the device is lost, once that is known.
+async fn answered(looking: &mut Option<JoinHandle<bool>>) -> bool {
+    match looking {
+        Some(looking) => looking.await.unwrap_or(false),
+        None => std::future::pending().await,
     }
+}
 
-    fn drop_part(&mut self) {
-        if let Some((desk, _)) = self.part.take() {
-            desk.cancel();
+/// Says that the worker does not come back, and gives the coordinator a moment to hear it.
+async fn leave(orders_up: mpsc::Sender<v1::SessionRequest>, mut orders: Streaming<v1::SessionResponse>) -> Ended {
+    let leave = v1::SessionRequest { message: Some(Report::Leave(v1::Leave {})) };
+    if orders_up.send(leave).await.is_ok() {
+        // It ends its half once it has read all of this one.
+        drop(orders_up);
+        let until_the_end = async { while let Ok(Some(_)) = orders.message().await {} };
+        drop(timeout(LEAVES_WITHIN, until_the_end).await);
+    }
+    Ended::Leave
+}
+
+/// How long to wait before a session is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pauses {
+    first: Duration,
+    longest: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { first: Duration::from_millis(100), longest: Duration::from_secs(2) }
+    }
+}
+
+impl Pauses {
+    /// The same for leases that last so long: a worker is back well before it is given up.
+    fn within(lease_ttl: Option<Duration>) -> Self {
+        let Self { first, longest } = Self::default();
+        match lease_ttl {
+            Some(ttl) => Self { first: first.min(ttl / 10), longest: longest.min(ttl / 3) },
+            None => Self { first, longest },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_tried_again_well_before_any_lease_ends() {
+        for ttl_ms in [100, 300, 1000, 3000, 30_000] {
+            let ttl = Duration::from_millis(ttl_ms);
+            let pauses = Pauses::within(Some(ttl));
+            assert!(pauses.first <= ttl / 10 && pauses.longest <= ttl / 3, "{ttl_ms} ms: {pauses:?}");
+            assert!(pauses.first <= Duration::from_secs(1) && pauses.first <= pauses.longest, "{ttl_ms} ms");
         }
     }
 }

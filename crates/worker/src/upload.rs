@@ -1,21 +1,27 @@
 //! A finished picture on its way to the coordinator, tried until it is durable there or nobody wants it.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use plan::ArtifactKind;
 use sha2::{Digest, Sha256};
-use tonic::Code;
 use tonic::transport::Channel;
 use wire::v1;
 use wire::v1::cluster_service_client::ClusterServiceClient;
 
-use crate::checkpoint::chunks;
+use crate::answer::{Meaning, Tries};
+use crate::checkpoint::{chunks, pause, told};
 use crate::desk::Desk;
+use crate::outgoing::Outgoing;
+use crate::part::Fault;
 
 /// Hands in a picture's bytes. Nothing if its epoch is over.
-pub(crate) async fn hand_in(channel: Channel, desk: &Desk, bytes: Bytes, kind: ArtifactKind) -> Option<v1::Artifact> {
-    const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub(crate) async fn hand_in(
+    channel: Channel,
+    desk: &Arc<Desk>,
+    bytes: Bytes,
+    kind: ArtifactKind,
+) -> Result<Option<v1::Artifact>, Fault> {
     let artifact = v1::Artifact {
         sha256: Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect(),
         size_bytes: bytes.len() as u64,
@@ -30,15 +36,25 @@ pub(crate) async fn hand_in(channel: Channel, desk: &Desk, bytes: Bytes, kind: A
         })
         .collect();
     let mut client = ClusterServiceClient::new(channel);
-    let mut pause = Duration::from_millis(100);
-    while !desk.is_cancelled() {
-        match client.put_artifact(tokio_stream::iter(parts.clone())).await {
-            Ok(_) => return Some(artifact),
-            Err(status) if status.code() == Code::FailedPrecondition => return None,
-            Err(status) => tracing::warn!(%status, "the picture was not taken yet"),
+    let mut tries = Tries::default();
+    while !desk.is_over() {
+        let handed_in = tokio::select! {
+            handed_in = client.put_artifact(Outgoing::new(parts.clone(), desk.pulse())) => handed_in,
+            () = desk.until_over() => return Ok(None),
+        };
+        let status = match handed_in {
+            Ok(_) => return Ok(Some(artifact)),
+            Err(status) => status,
+        };
+        match tries.judge(&status) {
+            Meaning::Over => return Ok(None),
+            Meaning::Again => tracing::warn!(%status, "the picture was not taken yet"),
+            Meaning::Never(cause) => {
+                let message = format!("the coordinator does not take the picture: {}", told(&status));
+                return Err(Fault { cause, message, blamed: None });
+            }
         }
-        tokio::time::sleep(pause).await;
-        pause = (2 * pause).min(LONGEST_PAUSE);
+        pause(desk, tries.pause()).await;
     }
-    None
+    Ok(None)
 }

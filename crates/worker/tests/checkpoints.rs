@@ -140,6 +140,7 @@ fn no_step_is_done_before_the_rows_behind_the_last_one_are_kept() {
         address: peer.address.clone(),
         threads: 1,
         noise: None,
+        hang: None,
     };
     let metrics = Metrics::register(&prometheus::Registry::new()).expect("no name twice");
     let (_stop, shutdown) = watch::channel(Shutdown::No);

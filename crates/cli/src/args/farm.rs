@@ -7,6 +7,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
 use coordinator::role::{LISTEN, Lease, StatusPort, address, url};
+use worker::hang::HangAt;
 
 use super::{PictureArgs, Threads};
 use crate::device::DeviceName;
@@ -115,6 +116,10 @@ pub(crate) struct WorkerArgs {
 
     #[command(flatten)]
     pub(crate) status: StatusPort,
+
+    /// For tests: ranks hang there for ever
+    #[arg(long, hide = true, value_name = "PLACE")]
+    pub(crate) hang_at: Option<HangAt>,
 }
 
 /// What can be done to a worker from outside.
