@@ -261,3 +261,6 @@ fn when_there(leaving: Leaving) -> Result<Payload> {
         Values::Bf16(values) => Payload::Bf16(values),
     })
 }
+
+#[cfg(test)]
+mod tests;

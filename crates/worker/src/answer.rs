@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 pub(crate) enum Meaning {
     /// The same may be taken later.
     Again,
-    /// The epoch is over; whoever ended it says so on the session.
+    /// The epoch is over, or the seat is another's; whoever ended it says so on the session.
     Over,
     /// The same is never taken.
     Never(Cause),
@@ -41,7 +41,7 @@ impl Tries {
     /// What was refused with `status` has become.
     pub(crate) fn judge(&mut self, status: &Status) -> Meaning {
         match status.code() {
-            Code::FailedPrecondition => Meaning::Over,
+            Code::FailedPrecondition | Code::PermissionDenied => Meaning::Over,
             Code::DataLoss | Code::Internal => {
                 self.n_suspect += 1;
                 if self.n_suspect < MOST_SUSPECT { Meaning::Again } else { Meaning::Never(Cause::Device) }
@@ -57,7 +57,6 @@ impl Tries {
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
-            | Code::PermissionDenied
             | Code::OutOfRange
             | Code::Unimplemented
             | Code::Unauthenticated => Meaning::Never(Cause::Bug),
@@ -83,10 +82,12 @@ mod tests {
     #[test]
     fn what_can_never_be_taken_is_not_tried_again() {
         let judge = |code| Tries::default().judge(&Status::new(code, "no"));
-        for code in [Code::InvalidArgument, Code::OutOfRange, Code::Unimplemented, Code::PermissionDenied] {
+        for code in [Code::InvalidArgument, Code::OutOfRange, Code::Unimplemented] {
             assert_eq!(judge(code), Meaning::Never(Cause::Bug), "{code:?}");
         }
-        assert_eq!(judge(Code::FailedPrecondition), Meaning::Over);
+        for code in [Code::FailedPrecondition, Code::PermissionDenied] {
+            assert_eq!(judge(code), Meaning::Over, "{code:?}");
+        }
         for code in [Code::Unavailable, Code::ResourceExhausted, Code::Unknown, Code::Internal, Code::DataLoss] {
             assert_eq!(judge(code), Meaning::Again, "{code:?}");
         }

@@ -14,6 +14,7 @@ use crate::desk::{Desk, FRESCO, Run};
 
 mod away;
 mod clients;
+mod hangs;
 mod kills;
 mod losses;
 mod strangers;
@@ -112,15 +113,24 @@ struct Farm {
     desk: Desk,
     coordinator: Option<Process>,
     url: String,
+    /// More flags of its coordinator.
+    more: Vec<String>,
 }
 
 impl Farm {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more flags for the coordinator.
+    fn start_with(more: &[&str]) -> Self {
         // A port that was free a moment ago: a restarted coordinator needs the same one.
         let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = free.local_addr().expect("it is bound").to_string();
         drop(free);
-        let mut farm = Self { desk: Desk::new(), coordinator: None, url: format!("http://{address}") };
+        let mut farm =
+            Self { desk: Desk::new(), coordinator: None, url: format!("http://{address}"), more: Vec::new() };
+        farm.more.extend(more.iter().map(|flag| (*flag).to_owned()));
         farm.start_coordinator();
         farm
     }
@@ -128,8 +138,9 @@ impl Farm {
     fn start_coordinator(&mut self) {
         let lease_ms = LEASE_MS.to_string();
         let args = ["coordinator", "--listen", self.address(), "--lease-ttl-ms", &lease_ms];
+        let more: Vec<&str> = self.more.iter().map(String::as_str).collect();
         let places = ["--store", "redb:data/store", "--artifacts", "file:data/pictures"];
-        let started = Process::start(&mut self.desk.command(FRESCO, &[&args[..], &places].concat()));
+        let started = Process::start(&mut self.desk.command(FRESCO, &[&args[..], &places, &more].concat()));
         started.until_it_says("coordinating on");
         self.coordinator = Some(started);
     }
