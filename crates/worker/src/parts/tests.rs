@@ -21,7 +21,7 @@ impl Scene {
         let pool = || rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
         let tools = Tools {
             models: demo(),
-            port: Arc::new(Port::bind("http://127.0.0.1:0", PortConfig::default()).expect("a port is free")),
+            port: Arc::new(port()),
             // Nobody is there: nothing is handed in.
             bulk: Endpoint::from_static("http://127.0.0.1:9").connect_lazy(),
             pools: Arc::new([pool(), pool()]),
@@ -55,6 +55,12 @@ impl Scene {
         let stuck = families.iter().find(|family| family.name() == "fresco_stuck_ranks").expect("it is there");
         stuck.get_metric()[0].get_gauge().get_value()
     }
+}
+
+/// A port is bound outside of async code.
+fn port() -> Port {
+    let bound = std::thread::spawn(|| Port::bind("http://127.0.0.1:0", PortConfig::default()).expect("a port is free"));
+    bound.join().expect("it is bound")
 }
 
 /// Which attempt of these reports is refused, and for which that keeps the device.
