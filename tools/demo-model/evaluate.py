@@ -1,6 +1,6 @@
 """Measures the demo model: is in the picture what the prompt says, how exact is the VAE, does `fresco` draw the same?
 
-    evaluate.py psnr     --model DIR                          PSNR of encode and decode on held-out pictures of 256x256
+    evaluate.py psnr     --model DIR [--size 512x512]         PSNR and MS-SSIM of encode and decode on held-out pictures
     evaluate.py judged   --model DIR --size 256x256 --count 400 --judge judge.pt
     evaluate.py judged   ... --fresco PATH                    pictures from the binary instead of the training sampler
     evaluate.py judged   ... --state STATE.pt                 a checkpoint's transformer and text encoder instead of DIR's
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ from world import SCENES, caption, render, sample_attributes
 
 HELD_OUT = 31337
 AT_ONCE = 16
+SCALE_WEIGHTS = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333]  # of MS-SSIM, from fine to coarse
 PARITY_CAPTIONS = [
     ("snowy mountains at sunset with a ringed planet on the right", 256, 256),
     ("a calm sea at night under a starry sky with a crescent moon on the left", 320, 208),
@@ -110,19 +112,41 @@ def measure_judged(arguments, device):
     print(json.dumps({"size": arguments.size, "count": len(captions), "by": by, **{name: round(share, 4) for name, share in shares.items()}}))
 
 
+def multi_scale_similarity(a, b):
+    """MS-SSIM of two pictures [1, 3, h, w] in 0..1, five scales, so of at least 176 pixels a side."""
+    gauss = torch.exp(-((torch.arange(11) - 5.0) ** 2) / 4.5).to(a.device)
+    window = torch.outer(gauss, gauss)[None, None].repeat(3, 1, 1, 1) / gauss.sum() ** 2
+
+    def mean(x):
+        return F.conv2d(x, window, groups=3)
+
+    result = 1.0
+    for scale, weight in enumerate(SCALE_WEIGHTS):
+        mean_a, mean_b = mean(a), mean(b)
+        variances = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
+        share = (2 * (mean(a * b) - mean_a * mean_b) + 0.03**2) / (variances + 0.03**2)
+        if scale == len(SCALE_WEIGHTS) - 1:
+            share = share * (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+        result *= share.mean().clamp(min=0).item() ** weight
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return result
+
+
 @torch.no_grad()
 def measure_psnr(arguments, device):
-    """PSNR of every held-out picture of 256x256, averaged; float32."""
+    """PSNR and MS-SSIM of held-out pictures, averaged; float32."""
+    width, height = map(int, arguments.size.split("x"))
     vae = AutoencoderKL.from_pretrained(arguments.model / "vae").float().eval().to(device)
     rng = np.random.default_rng([99, 1])
-    decibels, scenes = [], []
+    decibels, similarities, scenes = [], [], []
     for _ in range(arguments.count):
         attributes = sample_attributes(rng)
-        picture = as_tensor([render(attributes, int(rng.integers(1 << 30)), 256, 256)]).to(device)
+        picture = as_tensor([render(attributes, int(rng.integers(1 << 30)), width, height, arguments.look)]).to(device)
         decoded = vae.decode(vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
         decibels.append(-10 * torch.log10((decoded - picture).pow(2).mean() / 4).item())
+        similarities.append(multi_scale_similarity((decoded + 1) / 2, (picture + 1) / 2))
         scenes.append(attributes.scene)
-    print(f"PSNR of {len(decibels)} pictures: mean {np.mean(decibels):.2f} dB, from {min(decibels):.2f} to {max(decibels):.2f}")
+    print(f"PSNR of {len(decibels)} pictures: mean {np.mean(decibels):.2f} dB, from {min(decibels):.2f} to {max(decibels):.2f}; MS-SSIM {np.mean(similarities):.4f}")
     for scene in SCENES:
         of_scene = [value for value, name in zip(decibels, scenes) if name == scene]
         if of_scene:
@@ -157,6 +181,7 @@ def main():
     parser.add_argument("--fresco", help="the binary to draw with")
     parser.add_argument("--threads", type=int, default=1, help="threads of the binary")
     parser.add_argument("--size", default="256x256")
+    parser.add_argument("--look", choices=["soft", "hard"], default="soft", help="of the pictures for psnr")
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--first", type=int, default=0, help="leave out this many of the held-out captions, to share the work")
     parser.add_argument("--judge", default="judge.pt", help="classifiers from judge.py")

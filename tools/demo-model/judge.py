@@ -3,7 +3,7 @@
 No generated picture is ever shown to it in training. A quarter of the rendered ones pass through the VAE first, so that
 the decoder's texture is no novelty. Square pictures of any size are scaled to 256x256.
 
-    judge.py data OUT.pt COUNT SEED VAE_FOLDER [--even]    rendered pictures with labels; --even: more starry nights
+    judge.py data OUT.pt COUNT SEED VAE_FOLDER [--even] [--look hard]    rendered pictures with labels; --even: more starry nights
     judge.py train TEST.pt OUT.pt DATA.pt... [--steps N]   trains, and prints the accuracy on TEST.pt; goes on from OUT.pt
 """
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks import autocast
 from world import VALUES, render, sample_attributes
 
 SIDE = 256
@@ -68,7 +69,7 @@ def scaled(pictures):
     return (pictures * 255).round().clamp(0, 255).byte()
 
 
-def draw(count, seed, vae, even, device):
+def draw(count, seed, vae, even, look, device):
     """`count` rendered pictures and their labels, from seeds no training set of the transformer uses."""
     rng = np.random.default_rng([77, seed])
     pictures, drawn = [], []
@@ -77,9 +78,9 @@ def draw(count, seed, vae, even, device):
         while even and index % 5 == 0 and attributes.time != "at night":
             attributes = sample_attributes(rng)
         side = int(rng.choice(SIDES_PX, p=SIDE_SHARES))
-        picture = torch.from_numpy(render(attributes, int(rng.integers(1 << 30)), side, side)).permute(2, 0, 1)[None] / 255
+        picture = torch.from_numpy(render(attributes, int(rng.integers(1 << 30)), side, side, look)).permute(2, 0, 1)[None] / 255
         if rng.random() < THROUGH_VAE and side == SIDE:
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad(), autocast(device):
                 latent = vae.encode(picture.to(device) * 2 - 1).latent_dist.sample()
                 picture = (vae.decode(latent).sample.float().cpu().clamp(-1, 1) + 1) / 2
         pictures.append(scaled(picture))
@@ -136,7 +137,7 @@ def train(pictures, true, test_pictures, test_true, path, steps, device):
             group["lr"] = RATE * min(1, (step + 1) / 100) * (0.5 * (1 + np.cos(np.pi * step / steps)) * 0.98 + 0.02)
         picks = torch.randint(len(pictures), (BATCH,))
         batch, target = augmented(pictures[picks].to(device).float() / 127.5 - 1, true[picks].clone().to(device), step)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             heads = network(batch.contiguous(memory_format=torch.channels_last))
         loss = sum(
             F.cross_entropy(head.float(), target[:, i], weight, ignore_index=-1, label_smoothing=0.02)
@@ -162,6 +163,7 @@ def main():
     data.add_argument("seed", type=int)
     data.add_argument("vae")
     data.add_argument("--even", action="store_true")
+    data.add_argument("--look", choices=["soft", "hard"], default="soft", help="the look that the judged pictures should have")
     training = commands.add_parser("train")
     training.add_argument("test")
     training.add_argument("out", type=Path)
@@ -174,7 +176,7 @@ def main():
 
         vae = AutoencoderKL.from_pretrained(arguments.vae).float().eval().to(device)
         torch.manual_seed(arguments.seed)
-        torch.save(draw(arguments.count, arguments.seed, vae, arguments.even, device), arguments.out)
+        torch.save(draw(arguments.count, arguments.seed, vae, arguments.even, arguments.look, device), arguments.out)
     else:
         parts = [torch.load(path) for path in arguments.data]
         pictures, true = (torch.cat([part[i] for part in parts]) for i in range(2))

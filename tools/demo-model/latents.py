@@ -8,6 +8,7 @@ import time
 import numpy as np
 import torch
 
+from networks import autocast
 from world import caption, render, sample_attributes
 
 
@@ -28,7 +29,7 @@ def make(vae, width, height, count, seed, path, device):
         captions.append(caption(attributes, rng))
         if len(pictures) == batch_size or index == count - 1:
             batch = as_tensor(pictures).to(device, memory_format=torch.channels_last)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad(), autocast(device):
                 mean = vae.encode(batch).latent_dist.mean
             latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
             pictures = []

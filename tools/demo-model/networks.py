@@ -18,6 +18,12 @@ SAMPLE_SIZE = 64  # of the finished model: neighbours are one apart at 512x512
 NO_SIZE_CONDITION = {"resolution": None, "aspect_ratio": None}
 
 
+def autocast(device, enabled=True):
+    """bfloat16 where the device computes in it; on other CPUs it is emulated, and several times slower than float32."""
+    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and native)
+
+
 def build_vae():
     """AutoencoderKL, 0.98 M parameters; a latent has an eighth of the picture's sides."""
     return AutoencoderKL(

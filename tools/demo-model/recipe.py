@@ -52,6 +52,14 @@ class DitStage:
     sample_size: int = 32  # what position codes span
 
 
+@dataclass(frozen=True)
+class RepairStage:
+    name: str
+    steps: int
+    rate: float
+    look: str = "soft"  # of the pictures the transformer was trained on
+
+
 VAE_STAGES = [
     VaeStage("crops-96", "crops", steps=2400, rate=1.5e-3, side=96, batch=8),
     VaeStage("crops-64", "crops", steps=7000, rate=1.5e-3, side=64, batch=8),
@@ -114,6 +122,9 @@ DIT_STAGES = [
     DitStage("gfine", FINE, steps=2000, rate=5e-4, last_rate=1e-5, shift=1.0, compressed=True, sample_size=64),
 ]
 
+# The decoder once more, behind the finished transformer.
+REPAIR = RepairStage("repair", steps=600, rate=6e-4)
+
 # What the stages are said to cost: seconds of one core (Zen 5, one thread) for one picture, by its number of pixels.
-CROP_SECONDS, DECODER_SECONDS = 0.03, 0.25
+CROP_SECONDS, DECODER_SECONDS, REPAIR_SECONDS = 0.03, 0.25, 4.0  # the last a step, an estimate from a slower core
 DIT_SECONDS = [(128 * 128, 0.014), (320 * 208, 0.042), (512 * 512, 0.17), (1024 * 1024, 1.5)]

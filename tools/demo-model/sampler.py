@@ -6,7 +6,7 @@ Captions to pictures with DPM-Solver++ of diffusers and classifier-free guidance
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from networks import predict_noise
+from networks import autocast, predict_noise
 from tokenizer import encode
 
 STEPS, GUIDANCE = 12, 4.5
@@ -18,6 +18,12 @@ def noise(width, height, seed):
     return torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator("cpu").manual_seed(seed))[0]
 
 
+def solver_of(steps):
+    solver = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    solver.set_timesteps(steps)
+    return solver
+
+
 class Sampler:
     """The parts needed for a picture, in evaluation mode on one device."""
 
@@ -27,7 +33,7 @@ class Sampler:
         self.text_encoder, self.transformer, self.vae = (part.eval().to(device) for part in (text_encoder, transformer, vae))
 
     def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast)
+        return autocast(self.device, self.fast)
 
     def embed(self, captions):
         ids, mask = (tensor.to(self.device) for tensor in encode(self.tokenizer, captions))
@@ -35,20 +41,32 @@ class Sampler:
             return self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
     @torch.no_grad()
-    def denoise(self, captions, latents, steps=STEPS, guidance=GUIDANCE):
-        """From noise [n, 4, h, w] to latents, before the VAE's scaling is undone."""
+    def denoise(self, captions, latents, steps=STEPS, guidance=GUIDANCE, first=0):
+        """From noise [n, 4, h, w] to latents, before the VAE's scaling is undone.
+
+        With `first`, the latents are those of pictures with noise as the step of that number finds it. Without guidance
+        (1 or less) the empty caption is not asked.
+        """
         embeds, mask = self.embed(captions)
         empty_embeds, empty_mask = self.embed([""] * len(captions))
-        solver = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
-        solver.set_timesteps(steps)
+        solver = solver_of(steps)
+        solver.set_begin_index(first)
         latents = latents.to(self.device)
-        for timestep in solver.timesteps:
+        for timestep in solver.timesteps[first:]:
             timesteps = timestep.expand(len(captions)).to(self.device)
             with self.autocast():
-                with_caption = predict_noise(self.transformer, latents, timesteps, embeds, mask).float()
-                without = predict_noise(self.transformer, latents, timesteps, empty_embeds, empty_mask).float()
-            latents = solver.step(without + guidance * (with_caption - without), timestep, latents, return_dict=False)[0]
+                predicted = predict_noise(self.transformer, latents, timesteps, embeds, mask).float()
+                if guidance > 1:
+                    without = predict_noise(self.transformer, latents, timesteps, empty_embeds, empty_mask).float()
+                    predicted = without + guidance * (predicted - without)
+            latents = solver.step(predicted, timestep, latents, return_dict=False)[0]
         return latents
+
+    def redraw(self, captions, latents, steps, first, guidance):
+        """The pictures' latents [n, 4, h, w] with noise and drawn again from step `first` on: what is in them stays."""
+        solver = solver_of(steps)
+        noisy = solver.add_noise(latents, torch.randn(latents.shape).to(latents.device), solver.timesteps[first : first + 1])
+        return self.denoise(captions, noisy, steps, guidance, first)
 
     @torch.no_grad()
     def decode(self, latents):

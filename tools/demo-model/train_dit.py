@@ -99,7 +99,7 @@ class Stage:
         alpha = alphas[timesteps].to(self.device)
         share = alpha[:, None, None, None]
         noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with networks.autocast(self.device):
             embeds = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
             predicted = networks.predict_noise(self.transformer, noisy, timesteps.to(self.device), embeds, mask)
         weight = torch.clamp(GAMMA * (1 - alpha) / alpha, max=1.0)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from latents import as_tensor
-from networks import build_vae
+from networks import autocast, build_vae
 from world import render, sample_attributes
 
 CHECKPOINT_STEPS = 200
@@ -117,7 +117,7 @@ def train_decoder(plan, path, start_from, device):
         if rng.random() < 0.5:
             batch = batch.flip(3)
         batch = batch.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             with torch.no_grad():
                 posterior = vae.encode(batch).latent_dist
                 latents = posterior.sample() if step % 2 else posterior.mean

@@ -1,11 +1,15 @@
 """The world the demo model knows: captioned landscapes drawn by a program.
 
 A picture is a function of its caption's attributes and a seed, nothing else. Geometry lives in coordinates from 0 to 1,
-so one scene can be drawn at any size and in any aspect ratio; only edges get sharper with more pixels.
+so one scene can be drawn at any size and in any aspect ratio.
+
+The world has two looks with the same geometry. The soft one forgives what a small model gets a little wrong: rims are a
+few thousandths of the picture wide, bodies glow, distance is hazy, lights in windows are blobs. The hard one has edges of
+one pixel, panes of glass and teeth on every crest.
 
     sample_attributes(rng) -> Attributes     what is in the picture, at random
     caption(attributes, rng) -> str          the words for it
-    render(attributes, seed, width, height)  the picture, uint8 [height, width, 3]
+    render(attributes, seed, width, height)  the picture, uint8 [height, width, 3]; look="hard" for the hard look
 
 The seed's random numbers are drawn in a fixed order. Adding a draw in the middle changes every picture.
 """
@@ -46,6 +50,8 @@ TONE_RGB = {"red": (200, 40, 40), "purple": (130, 50, 190), "teal": (20, 170, 17
 DAYLIGHT = {"at dawn": 0.8, "at noon": 1.0, "at sunset": 0.66, "at night": 0.30}
 SIDE_X = {"on the left": 0.22, "in the center": 0.5, "on the right": 0.78}
 N_LAYERS = 4
+# Width of a rim in the soft look, in heights of the picture, and what distance adds to it.
+SOFT_RIM, HAZY_RIM = 0.006, 0.010
 
 
 @dataclass(frozen=True)
@@ -128,8 +134,9 @@ def noise_line(x, rng, octaves, rough, freq):
 class Painter:
     """One picture while it is painted, from the back to the front."""
 
-    def __init__(self, attributes, seed, width, height):
+    def __init__(self, attributes, seed, width, height, look="soft"):
         self.attributes = attributes
+        self.soft = look == "soft"
         self.rng = np.random.default_rng(seed)
         self.width, self.height = width, height
         self.aspect = width / height
@@ -153,9 +160,12 @@ class Painter:
         """Paints `colour` where `cover` [height, width] is above 0."""
         self.image = mix(self.image, colour, cover[..., None])
 
-    def edge(self, distance):
-        """1 where the distance is positive, 0 where negative, one pixel of slope between."""
-        return np.clip(distance / self.pixel + 0.5, 0, 1)
+    def edge(self, distance, haze=0.0):
+        """1 where the distance is positive, 0 where negative, a rim between; `haze` from 0 to 1 widens it."""
+        if not self.soft:
+            return np.clip(distance / self.pixel + 0.5, 0, 1)
+        cover = np.clip(distance / max(self.pixel, SOFT_RIM + HAZY_RIM * haze) + 0.5, 0, 1)
+        return cover * cover * (3 - 2 * cover)
 
     def paint(self):
         self.paint_sky()
@@ -187,13 +197,18 @@ class Painter:
             columns = slice(int(max(0, (x - 3 * r) * self.width)), int(min(self.width, (x + 3 * r) * self.width + 2)))
             rows = slice(int(max(0, (y - 4 * r) * self.height)), int(min(self.height, (y + 4 * r) * self.height + 2)))
             distance = np.hypot((self.x[:, columns] - x) * self.aspect, self.y[rows] - y)
-            cover = self.edge(r - distance) * min(1, r / self.pixel)
+            if self.soft:
+                cover = 0.9 * np.exp(-((distance / (1.4 * r)) ** 2)) * min(1, r / self.pixel)
+            else:
+                cover = self.edge(r - distance) * min(1, r / self.pixel)
             self.image[rows, columns] = mix(self.image[rows, columns], white, cover[..., None])
 
     def paint_disk(self, x, y, radius, colour, glow):
         """A disk with a halo that fades over about its own radius."""
         colour = np.array(colour, np.float32)
         distance = np.hypot((self.x - x) * self.aspect, self.y - y)
+        if self.soft:
+            glow = 0.25 + 0.75 * glow
         self.lay(colour, glow * np.exp(-np.maximum(distance - radius, 0) / (radius * 0.9)))
         self.lay(colour, self.edge(radius - distance))
 
@@ -210,7 +225,10 @@ class Painter:
             dx, dy = (self.x - x) * self.aspect, self.y - y
             disk = self.edge(0.075 - np.hypot(dx, dy))
             shadow = self.edge(0.068 - np.hypot(dx - 0.035, dy + 0.012))
-            self.lay(np.array([242, 240, 222], np.float32), disk * (1 - shadow))
+            colour = np.array([242, 240, 222], np.float32)
+            if self.soft:
+                self.lay(colour, 0.18 * np.exp(-((dx**2 + dy**2) / 0.11**2)))
+            self.lay(colour, disk * (1 - shadow))
         elif body == "two moons":
             self.paint_disk(x - 0.06 / self.aspect, y, 0.06, (236, 230, 220), 0.2)
             self.paint_disk(x + 0.09 / self.aspect, y - 0.07, 0.035, (206, 180, 190), 0.15)
@@ -223,7 +241,8 @@ class Painter:
         dx, dy = (self.x - x) * self.aspect, self.y - y
         along, across = dx * 0.94 + dy * 0.34, -dx * 0.34 + dy * 0.94
         ellipse = np.hypot(along, across * 3.6)
-        ring = np.clip((0.175 - ellipse) / self.pixel * 0.7 + 0.5, 0, 1) * np.clip((ellipse - 0.125) / self.pixel * 0.7 + 0.5, 0, 1)
+        rim = max(self.pixel, 2 * SOFT_RIM) if self.soft else self.pixel
+        ring = np.clip((0.175 - ellipse) / rim * 0.7 + 0.5, 0, 1) * np.clip((ellipse - 0.125) / rim * 0.7 + 0.5, 0, 1)
         self.lay(ring_colour, 0.85 * (ring * (across < 0)))
         self.paint_disk(x, y, 0.095, colour, 0.12)
         shade = self.edge(0.095 - np.hypot(dx, dy)) * np.clip((along + 0.02) * 6, 0, 0.55)
@@ -258,6 +277,9 @@ class Painter:
             ridge, smooth_ridge = self.ridge(layer)
             haze = (1 - nearness) * 0.62 + fog * (1 - nearness * 0.55)
             self.paint_layer(layer, base * (1.15 - 0.55 * nearness), haze, ridge, smooth_ridge)
+            if self.soft and layer < n_layers - 1:
+                mist = 0.22 * (1 - nearness) * np.exp(-(((self.y - self.horizon - 0.10 * layer - 0.06) / 0.07) ** 2))
+                self.lay(self.horizon_colour, mist * np.ones_like(self.x))
         if fog:
             band = fog * 0.55 * np.exp(-(((self.y - self.horizon - 0.05) / 0.22) ** 2))
             self.image = mix(self.image, self.horizon_colour, band[..., None] * np.ones_like(self.image))
@@ -283,7 +305,7 @@ class Painter:
             teeth = noise_line(x, rng, 3, 0.5, 18.0) - 0.5
             crest = 1 - np.abs(2 * noise - 1)
             smooth = horizon + 0.10 * layer - (0.34 - 0.05 * layer) * crest * (1.0 if layer < 2 else 0.6)
-            return smooth + 0.035 * teeth, smooth
+            return smooth + (0.025 if self.soft else 0.035) * teeth, smooth
         if scene == "desert dunes":
             ridge = horizon + 0.02 + 0.10 * layer - 0.10 * noise_line(x + rng.random(), rng, 2, 0.3, 1.6 + 0.3 * layer)
         elif scene == "rolling hills":
@@ -298,10 +320,11 @@ class Painter:
             wall = np.clip(from_middle * 1.25 - (0.75 - 0.22 * layer) + 0.35 * (noise - 0.5), 0, 0.55)
             ridge = horizon + 0.18 - (0.42 + 0.06 * layer) * wall * 1.3
             ridge = ridge + 0.05 * layer
-            ridge = np.round(ridge * 40) / 40 * 0.5 + ridge * 0.5
+            if not self.soft:
+                ridge = np.round(ridge * 40) / 40 * 0.5 + ridge * 0.5
         else:  # the shore before a calm sea
             noise = noise_line(x, rng, 4, 0.5, 3.0)
-            ridge = 0.97 - 0.10 * noise * (noise > 0.5)
+            ridge = 0.99 - 0.28 * np.maximum(noise - 0.45, 0) if self.soft else 0.97 - 0.10 * noise * (noise > 0.5)
         return ridge, ridge
 
     def tree_line(self, layer):
@@ -340,11 +363,11 @@ class Painter:
             ground = ground * (1 + np.clip(slope * 0.5, -0.35, 0.35)[None, :, None] * fade)
         if scene == "a city skyline" and time != "at noon":
             ground = self.with_windows(ground, layer, haze, depth)
-        self.lay(ground, self.edge(below))
+        self.lay(ground, self.edge(below, min(haze, 1)))
 
     def with_snow(self, ground, layer, haze):
         line = self.horizon + 0.10 * layer - 0.10 - 0.05 * noise_line(self.x[0], self.rng, 5, 0.6, 9.0)[None, :]
-        cover = np.clip((line - self.y) / self.pixel * 0.5 + 0.5, 0, 1)
+        cover = np.clip((line - self.y) / (0.02 if self.soft else self.pixel * 2) + 0.5, 0, 1)
         snow = np.array([240, 244, 252], np.float32) * (0.45 + 0.55 * self.light)
         snow = mix(snow, self.horizon_colour, np.clip(haze * 0.7, 0, 0.9))
         snow = mix(snow, self.tint(snow, 0.5), 0.5)
@@ -352,13 +375,27 @@ class Painter:
 
     def with_windows(self, ground, layer, haze, depth):
         column, row = self.x * 44 * self.aspect, self.y * 44
-        lottery = np.modf(np.sin(np.floor(column) * 12.9898 + np.floor(row) * 78.233 + layer * 3.1) * 43758.5453)[0]
-        pane = (np.abs(np.modf(column)[0] - 0.5) < 0.28) * (np.abs(np.modf(row)[0] - 0.5) < 0.28)
-        lit = (np.abs(lottery) > 0.62) * pane * (depth > 0.02)
+
+        def lottery(column, row):
+            """True where the pane of this number is lit."""
+            return np.abs(np.modf(np.sin(column * 12.9898 + row * 78.233 + layer * 3.1) * 43758.5453)[0]) > 0.62
+
+        if self.soft:
+            # A blob for every four panes, as bright as there are lit ones among them.
+            left, top = 2 * np.floor(column / 2), 2 * np.floor(row / 2)
+            lit = sum(lottery(left + i, top + j).astype(np.float32) for i in (0, 1) for j in (0, 1)) / 4
+            spot = np.exp(-(((column - left - 1) / 0.62) ** 2 + ((row - top - 1) / 0.62) ** 2))
+            lit = (0.12 + np.minimum(1, 1.4 * lit) * spot) * np.clip((depth - 0.02) / 0.05, 0, 1)
+        else:
+            pane = (np.abs(np.modf(column)[0] - 0.5) < 0.28) * (np.abs(np.modf(row)[0] - 0.5) < 0.28)
+            lit = lottery(np.floor(column), np.floor(row)) * pane * (depth > 0.02)
         strength = 0.85 if self.attributes.time == "at night" else 0.5
         return mix(ground, np.array([255, 214, 130], np.float32), (lit * (1 - haze) * strength)[..., None])
 
 
-def render(attributes, seed, width, height):
-    """The picture of the attributes, uint8 [height, width, 3]. The seed shapes ridges, clouds, trees and the like."""
-    return Painter(attributes, seed, width, height).paint()
+def render(attributes, seed, width, height, look="soft"):
+    """The picture of the attributes, uint8 [height, width, 3]. The seed shapes ridges, clouds, trees and the like.
+
+    The geometry is the same in both looks, "soft" and "hard".
+    """
+    return Painter(attributes, seed, width, height, look).paint()
