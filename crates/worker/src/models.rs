@@ -20,6 +20,7 @@ use plan::{HostMemory, ModelFacts, ModelId, TextHome};
 pub struct Models {
     place: Place,
     all: BTreeMap<String, Offered>,
+    picture_bytes: u64,
 }
 
 struct Offered {
@@ -77,12 +78,19 @@ impl Models {
             let told = |shortage| anyhow!("models: their networks need {shortage}: offer fewer models or free memory");
             memory.check(needed.into()).map_err(told)?;
         }
-        Ok(Self { place: place.clone(), all })
+        let is_told = memory.total_bytes > 0 && place.device().is_cpu();
+        let picture_bytes = if is_told { (free_bytes / u64::from(n_workers.max(1))).max(1) } else { 0 };
+        Ok(Self { place: place.clone(), all, picture_bytes })
     }
 
     /// Where the networks compute.
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Memory that one picture of a worker may take beside the weights; 0 if that is not known.
+    pub(crate) fn picture_bytes(&self) -> u64 {
+        self.picture_bytes
     }
 
     /// What placing needs to know of each.

@@ -1,5 +1,6 @@
-//! Whether a part fits on the worker's GPU: counted before it begins, and compared with what it took when it is done.
+//! Whether a part fits into the worker's memory, or its GPU's: counted before it begins, and compared with what it took when it is done.
 
+use machine::Memory;
 use model::Place;
 use plan::{Assignment, Footprint, ModelSpec, Share};
 
@@ -10,7 +11,7 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// Passes if the part fits; a CPU's memory is the system's business.
+    /// Passes if the part fits.
     ///
     /// # Errors
     /// The need and what is free, in words.
@@ -19,6 +20,12 @@ impl Room {
         let size = request.size;
         let share = Share::of(mesh, *rank, request.is_guided());
         let footprint = Footprint::of(spec, size, share, place.value_bytes());
+        if place.device().is_cpu() {
+            let needed = footprint.beside_weights_bytes(place.value_bytes());
+            let told =
+                |shortage| format!("{size} needs {shortage}: choose a smaller size, more workers, or free memory");
+            Memory::measure().check(needed).map_err(told)?;
+        }
         let need_bytes = u64::try_from(footprint.on_gpu_bytes()).unwrap_or(u64::MAX);
         let advice = "choose a smaller size, more workers, or stop what else uses the GPU";
         place.check_room(need_bytes).map_err(|error| error.told(&format!("{size} does not fit"), advice))?;

@@ -273,7 +273,7 @@ impl Stay {
             flop_per_s: self.worker.flop_per_s,
             running: self.parts.running(),
             incarnation: self.incarnation.clone(),
-            memory_bytes: 0,
+            memory_bytes: self.worker.models.picture_bytes(),
             value_bytes: self.worker.models.place().value_bytes() as u32,
         }
     }
