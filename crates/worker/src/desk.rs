@@ -151,8 +151,9 @@ impl Desk {
 
     /// Tells the coordinator, now or when it is back.
     pub(crate) fn report(&self, message: v1::session_request::Message) {
-        if let Err(error) = self.pulse.aside(|| self.reports.blocking_send(message)) {
-            tracing::debug!(%error, "the session is over");
+        let is_said = self.pulse.aside(|| self.reports.blocking_send(message).is_ok());
+        if !is_said {
+            tracing::debug!("the session is over");
         }
     }
 

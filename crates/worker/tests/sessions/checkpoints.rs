@@ -1,10 +1,8 @@
 //! Rows that take their time to be kept.
 
-use tokio::sync::oneshot;
-use tonic::Status;
 use wire::v1::session_request::Message as Report;
 
-use super::fake::{Happened, Scene};
+use super::fake::{Happened, Reply, Scene};
 
 #[test]
 fn no_step_is_done_before_the_rows_behind_the_last_one_are_kept() {
@@ -14,7 +12,7 @@ fn no_step_is_done_before_the_rows_behind_the_last_one_are_kept() {
     const N_BEATS_OF_AN_UPLOAD: u32 = 10;
     let mut scene = Scene::start();
     let (mut n_kept, mut n_taken) = (0, 0);
-    let mut under_way: Option<(usize, oneshot::Sender<Result<(), Status>>, u32)> = None;
+    let mut under_way: Option<(usize, Reply, u32)> = None;
     loop {
         match scene.next() {
             Happened::Joined(_, orders) => scene.welcome(&orders, LEASE_TTL_MS, (64, STEPS)),

@@ -23,7 +23,7 @@ use worker::metrics::Metrics;
 use worker::{Config, Shutdown, Worker};
 
 type Orders = mpsc::Sender<Result<v1::SessionResponse, Status>>;
-type Reply = oneshot::Sender<Result<(), Status>>;
+pub(crate) type Reply = oneshot::Sender<Result<(), Status>>;
 
 /// What the worker did.
 pub(crate) enum Happened {
