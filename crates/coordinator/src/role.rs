@@ -73,7 +73,7 @@ impl Lease {
 /// Where a role tells how it is.
 #[derive(Debug, Args)]
 pub struct StatusPort {
-    /// Where Prometheus finds /metrics and probes find gRPC health, such as 0.0.0.0:7480 [default: nowhere]
+    /// Where Prometheus finds /metrics, and probes /livez, /readyz and gRPC health, such as 0.0.0.0:7480 [default: nowhere]
     #[arg(long, env = "FRESCO_STATUS", value_name = "ADDRESS", value_parser = address)]
     pub status: Option<SocketAddr>,
 }

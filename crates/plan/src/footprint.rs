@@ -72,8 +72,8 @@ impl Footprint {
         let latent = size.latent(spec.vae.factor());
         let [own, all] = [share.decode_rows, latent.rows].map(|rows| rows as u128 * latent.cols as u128);
         // A slab is read while the one before has just been written.
-        let layers =
-            widest_values(&spec.vae, own) * u128::from(value_bytes) + 2 * slab_bytes(&spec.vae, own, value_bytes);
+        let widest_bytes = widest_values(&spec.vae, own) * u128::from(value_bytes);
+        let layers = widest_bytes + 2 * slab_bytes(&spec.vae, own, value_bytes).min(widest_bytes);
         Self {
             encode_bytes: encode_values(&spec.text) * size_of::<f32>() as u128,
             captions_bytes: share.n_captions as u128 * caption_values(&spec.dit) * u128::from(value_bytes),
