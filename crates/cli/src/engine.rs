@@ -10,13 +10,14 @@ use std::thread::JoinHandle;
 use anyhow::{Context, anyhow};
 use candle_core::Tensor;
 use machine::Memory;
-use model::{FolderError, ModelFolder, Progress, RenderError, Rendered, Renderer};
+use model::{FolderError, Identity, ModelFolder, Progress, RenderError, Rendered, Renderer};
 use plan::{ImageSize, LatentSize, RenderRequest};
 
 use crate::args::Threads;
 use crate::memory;
 use crate::models;
 use crate::progress::Wait;
+use crate::terminal;
 use worker::metadata::ModelId;
 
 /// A model folder, its parts checked, its weights not read yet.
@@ -30,6 +31,7 @@ impl Engine {
     /// Opens the model `model`, a folder or a name; parts it lacks come from `base`.
     pub(crate) fn open(model: &str, base: Option<&str>, threads: &Threads) -> anyhow::Result<Self> {
         let (dir, folder) = open_folder(model, base)?;
+        tell(&dir, &folder);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads(threads)).build().context("start threads")?;
         Ok(Self { dir, folder: Arc::new(folder), pool })
     }
@@ -53,7 +55,11 @@ impl Engine {
     /// Reads the weights.
     pub(crate) fn load(self) -> anyhow::Result<Loaded> {
         let folder = Arc::clone(&self.folder);
-        let hashing = std::thread::spawn(move || folder.weights_sha256());
+        // Beside the render, on a core of its own.
+        let hashing = std::thread::spawn(move || {
+            let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+            alone.map_err(candle_core::Error::wrap)?.install(|| folder.identity())
+        });
         let _wait = Wait::start("reading the weights");
         let renderer = self.pool.install(|| Renderer::load(Arc::clone(&self.folder))).map_err(|error| match error {
             RenderError::Folder(error) => named(&self.dir, &error),
@@ -69,6 +75,13 @@ pub(crate) fn open_folder(model: &str, base: Option<&str>) -> anyhow::Result<(Pa
     let base = base.map(models::find).transpose()?;
     let folder = ModelFolder::open(&dir, base.as_deref()).map_err(|error| named(&dir, &error))?;
     Ok((dir, folder))
+}
+
+/// Says what the folder holds and nobody reads.
+pub(crate) fn tell(dir: &Path, folder: &ModelFolder) {
+    for note in folder.notes() {
+        terminal::warning(&format!("model {}: {note}", dir.display()));
+    }
 }
 
 /// The faults of a model folder, each with the folder's path, because each becomes a line of its own.
@@ -90,10 +103,10 @@ pub(crate) struct Loaded {
     hash: Hash,
 }
 
-/// The weights' hash: reading all files takes a while, so it is worked out beside the first picture.
+/// What the model is: reading all files takes a while, so it is worked out beside the first picture.
 enum Hash {
-    Running(JoinHandle<std::io::Result<String>>),
-    Known(String),
+    Running(JoinHandle<candle_core::Result<Identity>>),
+    Known(Identity),
     Failed,
 }
 
@@ -117,7 +130,7 @@ impl Loaded {
         Ok(self.renderer.decode(latents, watch)?)
     }
 
-    /// Name and hash of the weights.
+    /// Name and hash of the model.
     pub(crate) fn model_id(&mut self) -> anyhow::Result<ModelId> {
         self.hash = match std::mem::replace(&mut self.hash, Hash::Failed) {
             Hash::Running(hashing) => {
@@ -127,7 +140,9 @@ impl Loaded {
             other => other,
         };
         match &self.hash {
-            Hash::Known(sha256) => Ok(ModelId { name: self.name.clone(), sha256: sha256.clone() }),
+            Hash::Known(Identity { sha256, digests }) => {
+                Ok(ModelId { name: self.name.clone(), sha256: sha256.clone(), digests: Some(digests.clone()) })
+            }
             Hash::Running(_) | Hash::Failed => Err(anyhow!("the weights could not be hashed")),
         }
     }

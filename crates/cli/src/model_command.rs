@@ -8,12 +8,12 @@ use std::path::Path;
 use machine::readable;
 use model::convert::{ConvertOptions, convert};
 use model::folder::Part;
-use model::{FolderError, ModelFolder};
+use model::{FolderError, Identity, ModelFolder};
 use plan::{LayerIdx, ModelSpec};
 use serde_json::{Value, json};
 
 use crate::args::{ConvertArgs, FolderArgs, ModelCommand, ModelSubcommand, VerifyModelArgs};
-use crate::engine::open_folder;
+use crate::engine::{self, open_folder};
 use crate::exit::{Outcome, Stop};
 use crate::models;
 use crate::terminal;
@@ -73,11 +73,14 @@ fn describe(part: &Part) -> Vec<String> {
             &format!(", {} tensors, {} values, {}", part.n_tensors, part.n_parameters, part.dtypes.join(" and "));
     }
     lines.extend(files.iter().map(|file| format!("  {file}")));
-    if !part.unknown_config_keys.is_empty() {
-        lines.push(format!("  settings that are not understood: {}", part.unknown_config_keys.join(", ")));
-    }
-    if !part.unknown_tensors.is_empty() {
-        lines.push(format!("  tensors that are not used: {}", part.unknown_tensors.join(", ")));
+    for (what, names) in [
+        ("settings that are not understood", &part.unknown_config_keys),
+        ("tensors that are not used", &part.unknown_tensors),
+        ("weight files that are not used", &part.unused_files),
+    ] {
+        if !names.is_empty() {
+            lines.push(format!("  {what}: {}", names.join(", ")));
+        }
     }
     lines
 }
@@ -118,22 +121,31 @@ fn verify(VerifyModelArgs { folder: args, sha256: expected }: &VerifyModelArgs) 
     let checked = ModelFolder::open(&dir, base.as_deref()).and_then(|folder| {
         folder.check_finite(&|| ControlFlow::Continue(()))?;
         let fault = |fault| FolderError { faults: vec![fault] };
-        let sha256 = folder.weights_sha256().map_err(|error| fault(error.to_string()))?;
+        let identity = folder.identity().map_err(|error| fault(error.to_string()))?;
         match expected {
-            Some(expected) if !expected.eq_ignore_ascii_case(&sha256) => {
-                Err(fault(format!("its weights have the sha256 {sha256}, {expected} was expected: fetch it again")))
+            Some(expected) if !expected.eq_ignore_ascii_case(&identity.sha256) => {
+                let found = &identity.sha256;
+                Err(fault(format!("it has the sha256 {found}, {expected} was expected: fetch it again")))
             }
-            _ => Ok((folder, sha256)),
+            _ => Ok((folder, identity)),
         }
     });
     let path = dir.display().to_string();
     match checked {
-        Ok((folder, sha256)) => {
+        Ok((folder, Identity { sha256, digests })) => {
+            engine::tell(&dir, &folder);
             if args.json {
-                terminal::say_json(&json!({"ok": true, "path": path, "sha256": sha256, "faults": []}))?;
+                let (notes, name) = (folder.notes(), folder.name());
+                terminal::say_json(&json!({
+                    "ok": true, "path": path, "name": name, "sha256": sha256, "digests": digests, "notes": notes, "faults": [],
+                }))?;
             } else {
                 let (n_tensors, n_values) = totals(&folder);
                 terminal::say(&format!("{path}: sound, {n_tensors} tensors, {n_values} values, all finite"))?;
+                for (part, digest) in digests.parts() {
+                    terminal::say(&format!("  {part} {digest}"))?;
+                }
+                // The last line: others read it.
                 terminal::say(&format!("sha256 {sha256}"))?;
             }
             Ok(Outcome::Done)

@@ -12,14 +12,38 @@ pub(crate) fn find(asked: &str) -> Result<PathBuf, Stop> {
     let path = Path::new(asked);
     if asked.contains(std::path::is_separator) {
         return match path.metadata() {
-            Ok(found) if found.is_dir() => Ok(path.to_owned()),
+            Ok(found) if found.is_dir() => of_cache(path),
             Ok(_) => Err(Stop::Usage(format!("model `{asked}` is not a folder: give the folder that holds its parts"))),
             Err(error) => Err(Stop::NotFound(format!("model folder `{asked}`: {error}: give a folder that exists"))),
         };
     }
     let executable = std::env::current_exe().and_then(|path| path.canonicalize()).ok();
     let places = places(std::env::var_os("FRESCO_MODELS"), executable.as_deref());
-    find_in(asked, &places)
+    of_cache(&find_in(asked, &places)?)
+}
+
+/// The folder itself, or what was downloaded last if it is a repository in Hugging Face's cache.
+fn of_cache(dir: &Path) -> Result<PathBuf, Stop> {
+    let snapshots = dir.join("snapshots");
+    if !snapshots.is_dir() || dir.join("transformer").is_dir() || dir.join("model_index.json").is_file() {
+        return Ok(dir.to_owned());
+    }
+    let main = std::fs::read_to_string(dir.join("refs").join("main")).unwrap_or_default();
+    let main = Path::new(main.trim()).file_name().map(|commit| snapshots.join(commit));
+    if let Some(main) = main.filter(|main| main.is_dir()) {
+        return Ok(main);
+    }
+    let entries = std::fs::read_dir(&snapshots).into_iter().flatten();
+    let all: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect();
+    match &all[..] {
+        [only] => Ok(only.clone()),
+        _ => Err(Stop::Usage(format!(
+            "model `{}` is a repository of a cache with {} snapshots: give the folder of one in {}",
+            dir.display(),
+            all.len(),
+            snapshots.display()
+        ))),
+    }
 }
 
 /// A folder here that looks like a model goes before the places, and any other folder here behind them: the
@@ -61,6 +85,22 @@ mod tests {
         let found = places(Some("/a:/b".into()), Some(Path::new("/opt/bin/fresco")));
         let expected = ["/a", "/b", "models", "/opt/bin/models", "/opt/models", "/models", "/opt/share/fresco/models"];
         assert_eq!(found, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_repository_of_a_cache_means_its_snapshot() {
+        let cache = tempfile::tempdir().expect("a temporary folder can be made");
+        let repository = cache.path().join("models--PixArt-alpha--PixArt-Sigma-XL-2-1024-MS");
+        let [old, new] = ["0123abc", "4567def"].map(|commit| repository.join("snapshots").join(commit));
+        std::fs::create_dir_all(&old).expect("a folder can be made");
+        let asked = repository.to_str().expect("is text");
+        assert_eq!(find(asked).ok(), Some(old));
+        std::fs::create_dir_all(&new).expect("a folder can be made");
+        let message = find(asked).expect_err("which one is not known").to_string();
+        assert!(message.contains("2 snapshots"), "{message}");
+        std::fs::create_dir_all(repository.join("refs")).expect("a folder can be made");
+        std::fs::write(repository.join("refs/main"), "4567def\n").expect("can be written");
+        assert_eq!(find(asked).ok(), Some(new));
     }
 
     #[test]

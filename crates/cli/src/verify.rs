@@ -19,7 +19,7 @@ use crate::progress::Meter;
 use crate::terminal;
 use plan::ArtifactKind;
 use worker::image::{self, Stored};
-use worker::metadata::Metadata;
+use worker::metadata::{Metadata, ModelId};
 
 /// Renders the picture again and says whether its bytes are the same.
 pub(crate) fn run(args: VerifyArgs) -> anyhow::Result<Outcome> {
@@ -32,6 +32,13 @@ pub(crate) fn run(args: VerifyArgs) -> anyhow::Result<Outcome> {
     let stored = image::read(&bytes).map_err(|fault| anyhow!("picture {shown} {fault}"))?;
     let (again, metadata) = render_again(&args, &shown, &stored)?;
     let is_same = again == bytes;
+    let is_old = stored.metadata.model.digests.is_none();
+    if is_old {
+        terminal::warning(&format!(
+            "{shown}: it names its model by a hash of the weights alone, as older versions wrote it, so whether it was this \
+             model shows in the pixels only"
+        ));
+    }
     let differences = if is_same { Differences::default() } else { compare(&stored, &metadata, &bytes, &again) };
     if args.json {
         terminal::say_json(&json!({
@@ -66,7 +73,12 @@ fn render_again(args: &VerifyArgs, shown: &str, stored: &Stored) -> anyhow::Resu
     })?;
     drop(meter);
     let sha256 = noise.map(|noise| noise.sha256);
-    let metadata = Metadata::of(&request, image::bit_depth(stored.kind), model.model_id()?, sha256);
+    let mut id = model.model_id()?;
+    if stored.metadata.model.digests.is_none() {
+        // What it says of its model is of another kind, and cannot be compared; its pixels can.
+        id = ModelId { name: id.name, ..stored.metadata.model.clone() };
+    }
+    let metadata = Metadata::of(&request, image::bit_depth(stored.kind), id, sha256);
     Ok((image::encode(&rendered, stored.kind, &metadata)?, metadata))
 }
 
@@ -100,8 +112,13 @@ fn compare(stored: &Stored, again: &Metadata, old_bytes: &[u8], new_bytes: &[u8]
     let mut differences = Differences::default();
     let mut line = |what: String| differences.lines.push(what);
     let old = &stored.metadata;
+    if old.model.sha256 != again.model.sha256 {
+        let both = old.model.digests.as_ref().zip(again.model.digests.as_ref());
+        let what = both.and_then(|(old, new)| old.differences(new)).unwrap_or_else(|| "content".into());
+        let (old, new) = (&old.model.sha256, &again.model.sha256);
+        line(format!("the model's {what} differ: its sha256 was {old} and is {new} here"));
+    }
     for (what, old, new) in [
-        ("model's sha256", &old.model.sha256, &again.model.sha256),
         ("model's name", &old.model.name, &again.model.name),
         ("numeric class", &old.numeric_class, &again.numeric_class),
         ("version", &old.version, &again.version),

@@ -96,7 +96,7 @@ fn why_no_model(facts: &ModelFacts) -> Option<String> {
     }
     if !is_sha256(sha256) {
         let sha256 = cut(sha256.clone(), LONGEST_NAME_BYTES);
-        return Some(format!("weights of model `{name}` with the sha256 {sha256:?}: it has 64 hexadecimal digits"));
+        return Some(format!("model `{name}` with the sha256 {sha256:?}: it has 64 hexadecimal digits"));
     }
     None
 }
@@ -170,7 +170,7 @@ mod tests {
 
     fn join(change: impl FnOnce(&mut v1::Join)) -> v1::Join {
         let spec = Some((&plan::ModelSpec::pixart_sigma_xl2()).into());
-        let model = v1::ModelFacts { name: "demo".into(), weights_sha256: "ab".repeat(32), spec };
+        let model = v1::ModelFacts { name: "demo".into(), weights_sha256: "ab".repeat(32), spec, digests: None };
         let mut join = v1::Join {
             worker: "a".into(),
             address: "http://10.0.0.7:7480".into(),
@@ -226,7 +226,7 @@ mod tests {
     fn a_model_that_is_refused_is_told_what_is_wrong_with_it() {
         let of = |change: fn(&mut v1::ModelFacts)| refusal(|join| change(&mut join.models[0]), "127.0.0.1:4000");
         let message = of(|facts| facts.weights_sha256 = "beef".into()).expect("is no sha256");
-        assert_eq!(message, "weights of model `demo` with the sha256 \"beef\": it has 64 hexadecimal digits");
+        assert_eq!(message, "model `demo` with the sha256 \"beef\": it has 64 hexadecimal digits");
         let message = of(|facts| facts.name = "de\nmo".into()).expect("is no name");
         assert_eq!(message, "model name \"de\\nmo\": use 1 to 128 bytes without control characters");
     }

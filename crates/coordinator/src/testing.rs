@@ -105,7 +105,7 @@ pub(crate) fn hello() -> Hello {
         version: control::Config::default().version,
         incarnation: "first".into(),
         numeric_class: "avx512".into(),
-        models: vec![ModelFacts { id, spec: ModelSpec::pixart_sigma_xl2() }],
+        models: vec![ModelFacts { id, digests: plan::ModelDigests::default(), spec: ModelSpec::pixart_sigma_xl2() }],
         address: "http://10.0.0.7:7401".into(),
         flop_per_s: 1e9,
         memory_bytes: None,

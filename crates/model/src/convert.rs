@@ -1,4 +1,4 @@
-//! Original PixArt checkpoints (`.pth`) to a model folder's `transformer/`.
+//! Original PixArt checkpoints (`.pth`, or `.safetensors` with the same names) to a model folder's `transformer/`.
 //!
 //! The pickle is read by candle, which understands tensors and nothing else: no code in it runs. What the
 //! tensors do not tell (how many heads) comes from the caller or a base folder.
@@ -6,14 +6,25 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::pickle::PthTensors;
 use candle_core::{DType, Tensor};
+use plan::{DitSpec, KvCompress, LayerIdx};
 use serde_json::{Value, json};
 
 use crate::config;
+use crate::dit;
+use crate::listed::{counted, listed};
+use crate::weights::squeezed;
+
+mod names;
+mod read;
+
+use names::{Name, rename, split};
 
 /// Head width of every published PixArt model.
 const USUAL_HEAD_WIDTH: usize = 72;
+
+/// Blocks a checkpoint may have; each is a dozen names to look for.
+const MOST_BLOCKS: usize = 1 << 10;
 
 /// Facts a checkpoint's tensors do not tell.
 #[derive(Debug, Default)]
@@ -57,7 +68,9 @@ pub struct ConvertError(pub String);
 /// # Errors
 /// If the file is no checkpoint, holds tensors of another model, or the folder cannot be written.
 pub fn convert(checkpoint: &Path, out_dir: &Path, options: &ConvertOptions<'_>) -> Result<Converted, ConvertError> {
-    let tensors = read(checkpoint)?;
+    let mut notes = Vec::new();
+    let fail = |what: String| ConvertError(format!("{}: {what}", checkpoint.display()));
+    let tensors = read::read(checkpoint, &mut notes)?;
     let (mut renamed, mut dropped, mut unknown) = (HashMap::new(), Vec::new(), Vec::new());
     for (name, tensor) in &tensors {
         match rename(name) {
@@ -69,13 +82,11 @@ pub fn convert(checkpoint: &Path, out_dir: &Path, options: &ConvertOptions<'_>) 
     }
     if !unknown.is_empty() {
         unknown.sort();
-        let listed = unknown.join(", ");
-        return Err(ConvertError(format!("{}: tensors of another model: {listed}", checkpoint.display())));
+        return Err(fail(why_unknown(&unknown)));
     }
     dropped.sort();
-    let facts = Facts::of(&renamed, tensors.get("pos_embed"))
-        .ok_or_else(|| ConvertError(format!("{}: not a PixArt checkpoint", checkpoint.display())))?;
-    let mut notes = Vec::new();
+    let facts = Facts::of(&renamed, tensors.get("pos_embed")).ok_or_else(|| fail("not a PixArt checkpoint".into()))?;
+    facts.check_complete(&renamed).map_err(fail)?;
     let config = facts.config(options, &mut notes)?;
     write(out_dir, &config, &renamed)?;
     Ok(Converted {
@@ -89,95 +100,17 @@ pub fn convert(checkpoint: &Path, out_dir: &Path, options: &ConvertOptions<'_>) 
     })
 }
 
-/// All tensors of a checkpoint, under `state_dict` where they usually are, or at the top.
-fn read(path: &Path) -> Result<HashMap<String, Tensor>, ConvertError> {
-    let fail = |what: String| ConvertError(format!("{}: {what}", path.display()));
-    if !path.is_file() {
-        return Err(fail("no such file".into()));
+/// What names that mean nothing here tell of the file.
+fn why_unknown(names: &[String]) -> String {
+    let any = |part: &str| names.iter().any(|name| name.contains(part));
+    if any("transformer_blocks.") {
+        return "has the names of diffusers already: put it into a folder `transformer` with its config.json".into();
     }
-    let open = |key| PthTensors::new(path, key).ok().filter(|file| !file.tensor_infos().is_empty());
-    let file = open(Some("state_dict"))
-        .or_else(|| open(None))
-        .ok_or_else(|| fail("not a PyTorch checkpoint with tensors at its top or under `state_dict`".into()))?;
-    let mut tensors = HashMap::new();
-    for name in file.tensor_infos().keys() {
-        let tensor = file.get(name).map_err(|error| fail(format!("tensor `{name}`: {error}")))?;
-        tensors.extend(tensor.map(|tensor| (name.clone(), tensor)));
+    if any("csize_embedder.") || any("ar_embedder.") {
+        let listed = listed(names);
+        return format!("embeds the picture's size as PixArt-α does, which is not supported ({listed})");
     }
-    Ok(tensors)
-}
-
-/// What becomes of a tensor of the original repository.
-enum Name {
-    Is(String),
-    /// Equal parts along the first axis, under these names.
-    Split(Vec<String>),
-    Spare,
-    Unknown,
-}
-
-fn rename(name: &str) -> Name {
-    if matches!(name, "pos_embed" | "y_embedder.y_embedding") {
-        return Name::Spare;
-    }
-    if name == "final_layer.scale_shift_table" {
-        return Name::Is("scale_shift_table".into());
-    }
-    let Some((layer, end)) = name.rsplit_once('.') else { return Name::Unknown };
-    let is = |new: &str| Name::Is(format!("{new}.{end}"));
-    match layer {
-        "x_embedder.proj" => is("pos_embed.proj"),
-        "y_embedder.y_proj.fc1" => is("caption_projection.linear_1"),
-        "y_embedder.y_proj.fc2" => is("caption_projection.linear_2"),
-        "t_embedder.mlp.0" => is("adaln_single.emb.timestep_embedder.linear_1"),
-        "t_embedder.mlp.2" => is("adaln_single.emb.timestep_embedder.linear_2"),
-        "t_block.1" => is("adaln_single.linear"),
-        "final_layer.linear" => is("proj_out"),
-        _ => rename_in_block(layer, end),
-    }
-}
-
-fn rename_in_block(layer: &str, end: &str) -> Name {
-    let mut parts = layer.splitn(3, '.');
-    let (Some("blocks"), Some(Ok(idx))) = (parts.next(), parts.next().map(str::parse::<usize>)) else {
-        return Name::Unknown;
-    };
-    let block = format!("transformer_blocks.{idx}");
-    let is = |new: &str| Name::Is(format!("{block}.{new}.{end}"));
-    let split = |new: &[&str]| Name::Split(new.iter().map(|new| format!("{block}.{new}.{end}")).collect());
-    match parts.next() {
-        None if end == "scale_shift_table" => Name::Is(format!("{block}.{end}")),
-        Some("attn.qkv") => split(&["attn1.to_q", "attn1.to_k", "attn1.to_v"]),
-        Some("attn.proj") => is("attn1.to_out.0"),
-        Some("attn.sr") => is("attn1.sr"),
-        Some("attn.norm") => is("attn1.sr_norm"),
-        Some("cross_attn.q_linear") => is("attn2.to_q"),
-        Some("cross_attn.kv_linear") => split(&["attn2.to_k", "attn2.to_v"]),
-        Some("cross_attn.proj") => is("attn2.to_out.0"),
-        Some("mlp.fc1") => is("ff.net.0.proj"),
-        Some("mlp.fc2") => is("ff.net.2"),
-        _ => Name::Unknown,
-    }
-}
-
-fn split(
-    name: &str,
-    tensor: &Tensor,
-    new: &[String],
-    renamed: &mut HashMap<String, Tensor>,
-) -> Result<(), ConvertError> {
-    let fail = |error: candle_core::Error| ConvertError(format!("tensor `{name}`: {error}"));
-    if !tensor.dim(0).map_err(fail)?.is_multiple_of(new.len()) {
-        return Err(ConvertError(format!(
-            "tensor `{name}`: shape {:?} is not {} equal parts",
-            tensor.dims(),
-            new.len()
-        )));
-    }
-    for (part, new) in tensor.chunk(new.len(), 0).map_err(fail)?.iter().zip(new) {
-        renamed.insert(new.clone(), part.contiguous().map_err(fail)?);
-    }
-    Ok(())
+    format!("{} of another model: {}", counted(names.len(), "tensor"), listed(names))
 }
 
 /// What the tensors tell.
@@ -195,8 +128,10 @@ impl Facts {
         let width = renamed.get("pos_embed.proj.weight")?.dim(0).ok()?;
         let caption_width = renamed.get("caption_projection.linear_1.weight")?.dim(1).ok()?;
         let block = |idx: usize, tensor: &str| renamed.get(&format!("transformer_blocks.{idx}.{tensor}"));
-        let depth = (0..).take_while(|&idx| block(idx, "scale_shift_table").is_some()).count();
-        if depth == 0 {
+        let block_idx =
+            |name: &String| name.strip_prefix("transformer_blocks.")?.split('.').next()?.parse::<usize>().ok();
+        let depth = renamed.keys().filter_map(block_idx).max()? + 1;
+        if depth > MOST_BLOCKS {
             return None;
         }
         let compressed = |idx: &usize| block(*idx, "attn1.sr.weight").is_some();
@@ -223,6 +158,43 @@ impl Facts {
         })
     }
 
+    /// Passes if everything a model of these facts needs is there, of the right shape and a type that can be rendered
+    /// from.
+    fn check_complete(&self, renamed: &HashMap<String, Tensor>) -> Result<(), String> {
+        let kv_compress = self.kv_compress.as_ref().map(|(ratio, layers)| KvCompress {
+            ratio: *ratio,
+            layers: layers.iter().map(|layer| LayerIdx(*layer)).collect(),
+        });
+        // How the width falls into heads changes no shape.
+        let (heads, head_width) = (1, self.width);
+        let (depth, caption_width) = (self.depth, self.caption_width);
+        let spec =
+            DitSpec { depth, heads, head_width, caption_width, sample_cells: 2, interpolation: 1.0, kv_compress };
+        let (mut missing, mut misshapen, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, shape) in dit::manifest(&spec) {
+            match renamed.get(&name) {
+                None => missing.push(name),
+                Some(tensor) if squeezed(tensor.dims()) != squeezed(&shape) => misshapen.push(name),
+                Some(tensor) if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) => {
+                    unreadable.push(format!("{name} ({:?})", tensor.dtype()));
+                }
+                Some(_) => {}
+            }
+        }
+        let faults = [
+            ("missing", missing),
+            ("of a shape that does not fit the others", misshapen),
+            ("of a type that cannot be rendered from: f32, f16 or bf16 is needed", unreadable),
+        ];
+        match faults.into_iter().find(|(_, names)| !names.is_empty()) {
+            Some((what, names)) => {
+                let (n, is) = (names.len(), if names.len() == 1 { "is" } else { "are" });
+                Err(format!("{} {is} {what} ({}), under diffusers' names", counted(n, "tensor"), listed(names)))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn config(
         &self,
         options: &ConvertOptions<'_>,
@@ -233,7 +205,7 @@ impl Facts {
                 let path = base.join("transformer").join("config.json");
                 let fail = |what: String| ConvertError(format!("{}: {what}", path.display()));
                 let text = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
-                config::parse(&text).map_err(fail)?
+                config::json::parse(&text).map_err(fail)?
             }
             None => serde_json::Map::new(),
         };

@@ -11,6 +11,7 @@ pub mod convert;
 pub mod dit;
 pub mod finite;
 pub mod folder;
+mod listed;
 pub mod noise;
 pub mod place;
 pub mod render;
@@ -23,6 +24,6 @@ pub mod weights;
 
 pub use class::numeric_class;
 pub use finite::ForwardError;
-pub use folder::{FolderError, ModelFolder};
+pub use folder::{FolderError, Identity, ModelFolder};
 pub use place::Place;
 pub use render::{Progress, RenderError, Rendered, Renderer};

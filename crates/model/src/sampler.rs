@@ -119,6 +119,11 @@ impl NoiseSchedule {
         self.ratios().iter().all(|ratio| ratio.is_finite() && *ratio > 0.0)
     }
 
+    /// `ln(alpha / sigma)` at the noisiest timestep.
+    pub(crate) fn least_lambda(&self) -> f64 {
+        self.ratios().into_iter().map(|ratio| NoisePoint::of_ratio(ratio).lambda).fold(f64::INFINITY, f64::min)
+    }
+
     /// Ratio of noise to clean latent at each timestep, with the reference's f32 roundings on the way.
     fn ratios(&self) -> Vec<f64> {
         let ends = [self.beta_start, self.beta_end].map(|beta| if self.scaled { libm::sqrt(beta) } else { beta });

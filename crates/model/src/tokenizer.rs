@@ -4,6 +4,7 @@
 //! SentencePiece's, for which `charsmap.rs` stands in for the library's step of that name.
 
 mod charsmap;
+mod digest;
 mod steps;
 
 use std::path::Path;
@@ -26,12 +27,16 @@ use steps::{Step, Steps};
 type Parts = TokenizerImpl<ModelWrapper, Steps, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// A T5 tokenizer.
-pub struct Tokenizer(Parts);
+pub struct Tokenizer {
+    parts: Parts,
+    digest: [u8; 32],
+    most_tokens: usize,
+}
 
 /// A prompt as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
-    /// Ids, at most [`MAX_TOKENS`], the end mark last.
+    /// Ids, at most as many as the model takes, the end mark last.
     pub ids: Vec<u32>,
     /// Tokens the prompt would have without the limit, the end mark included.
     pub n_uncut: usize,
@@ -51,13 +56,33 @@ impl Tokenizer {
         let (json, pieces) = (dir.join("tokenizer.json"), dir.join("spiece.model"));
         if json.is_file() {
             let bytes = std::fs::read(&json).map_err(|error| format!("tokenizer/tokenizer.json: {error}"))?;
-            return from_json(&bytes).map(Self).map_err(|error| format!("tokenizer/tokenizer.json: {error}"));
+            return from_json(&bytes).map_err(|error| format!("tokenizer/tokenizer.json: {error}"));
         }
         if pieces.is_file() {
             let bytes = std::fs::read(&pieces).map_err(|error| format!("tokenizer/spiece.model: {error}"))?;
-            return from_pieces(&bytes).map(Self).map_err(|error| format!("tokenizer/spiece.model: {error}"));
+            return from_pieces(&bytes).map_err(|error| format!("tokenizer/spiece.model: {error}"));
         }
         Err(format!("tokenizer: neither tokenizer.json nor spiece.model in {}", dir.display()))
+    }
+
+    fn new(parts: Parts, digest: [u8; 32]) -> Self {
+        Self { parts, digest, most_tokens: MAX_TOKENS }
+    }
+
+    /// For a model that takes no more than `most_tokens`, two at least.
+    #[must_use]
+    pub fn limited_to(self, most_tokens: usize) -> Self {
+        Self { most_tokens: most_tokens.clamp(2, MAX_TOKENS), ..self }
+    }
+
+    /// Tokens of a prompt that the model takes.
+    pub fn most_tokens(&self) -> usize {
+        self.most_tokens
+    }
+
+    /// sha256 of what decides ids; the limit is not part of it.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        self.digest
     }
 
     /// `text` as ids, cut to the limit.
@@ -65,17 +90,18 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot encode it.
     pub fn encode(&self, text: &str) -> Result<Tokens, String> {
-        let encoding = self.0.encode_char_offsets(text, true).map_err(|error| format!("tokenizer: {error}"))?;
+        let encoding = self.parts.encode_char_offsets(text, true).map_err(|error| format!("tokenizer: {error}"))?;
         let mut ids = encoding.get_ids().to_vec();
         if ids.last() != Some(&END_ID) {
             ids.push(END_ID);
         }
         let n_uncut = ids.len();
         let mut cut_text = String::new();
-        if n_uncut > MAX_TOKENS {
-            let first_cut = encoding.get_offsets()[MAX_TOKENS - 1].0;
+        let most = self.most_tokens;
+        if n_uncut > most {
+            let first_cut = encoding.get_offsets()[most - 1].0;
             cut_text = text.chars().skip(first_cut).collect::<String>().trim().to_owned();
-            ids.truncate(MAX_TOKENS - 1);
+            ids.truncate(most - 1);
             ids.push(END_ID);
         }
         Ok(Tokens { ids, n_uncut, cut_text })
@@ -83,14 +109,15 @@ impl Tokenizer {
 
     /// Size of the vocabulary.
     pub fn vocabulary(&self) -> usize {
-        self.0.get_vocab_size(true)
+        self.parts.get_vocab_size(true)
     }
 }
 
 /// All that `tokenizer.json` says but padding and truncation, which are not the tokenizer's to decide here.
-fn from_json(bytes: &[u8]) -> Result<Parts, String> {
+fn from_json(bytes: &[u8]) -> Result<Tokenizer, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let mut json: Value = serde_json::from_slice(bytes).map_err(|e| text(&e))?;
+    let digest = digest::of_json(&json);
     // Taken out before the library sees it: a damaged charsmap makes it panic.
     let steps = json.get_mut("normalizer").map(Value::take).unwrap_or_default();
     let library: tokenizers::Tokenizer = serde_json::from_value(json).map_err(|e| text(&e))?;
@@ -102,7 +129,7 @@ fn from_json(bytes: &[u8]) -> Result<Parts, String> {
         .build()
         .map_err(|e| text(&e))?;
     parts.with_normalizer(Some(Steps::from_json(steps)?)).map_err(|e| text(&e))?;
-    Ok(parts)
+    Ok(Tokenizer::new(parts, digest))
 }
 
 /// The fields of SentencePiece's `ModelProto` (`sentencepiece_model.proto`) a Unigram tokenizer needs.
@@ -164,9 +191,10 @@ fn text_of(piece: &Piece) -> String {
     }
 }
 
-fn from_pieces(bytes: &[u8]) -> Result<Parts, String> {
+fn from_pieces(bytes: &[u8]) -> Result<Tokenizer, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let model = ModelProto::decode(bytes).map_err(|error| format!("not a SentencePiece model: {error}"))?;
+    let digest = digest::of_pieces(&model);
     let trainer = model.trainer.unwrap_or_default();
     let model_type = trainer.model_type.unwrap_or(UNIGRAM);
     if model_type != UNIGRAM {
@@ -199,7 +227,7 @@ fn from_pieces(bytes: &[u8]) -> Result<Parts, String> {
         .build()
         .map_err(|e| text(&e))?;
     tokenizer.with_post_processor(Some(template));
-    Ok(tokenizer)
+    Ok(Tokenizer::new(tokenizer, digest))
 }
 
 #[cfg(test)]

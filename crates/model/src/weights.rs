@@ -2,7 +2,7 @@
 //!
 //! Values are widened to f32 when asked for so, which is exact. Pickles are recognised and never loaded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,16 @@ use kernels::MappedFile;
 use rayon::prelude::*;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
+use sha2::{Digest, Sha256};
 
+use crate::listed::listed;
 use crate::place::Place;
 
+mod files;
 pub mod random;
+
+/// Bytes that are widened at a time.
+const PART_BYTES: usize = 1 << 18;
 
 /// Told of each weight that was read or laid out; breaking off ends that.
 pub type OnRead<'a> = dyn Fn() -> ControlFlow<()> + Sync + 'a;
@@ -25,12 +31,32 @@ pub(crate) fn broken_off() -> candle_core::Error {
     candle_core::Error::Msg("cancelled".into())
 }
 
-/// The weight files of one network.
+/// Tensors of a network: the names each may have, the one in use first, and its shape.
+pub type Manifest = Vec<(Vec<String>, Vec<usize>)>;
+
+/// The tensors a network uses, in the files that hold them.
 pub struct Weights {
     files: Vec<WeightFile>,
-    /// File of each tensor.
-    index: BTreeMap<String, usize>,
+    /// Where each tensor is, by the first of its names.
+    index: BTreeMap<String, Source>,
+    unused: Unused,
     place: Place,
+}
+
+/// Where a tensor is.
+struct Source {
+    file_idx: usize,
+    /// Its name in that file.
+    name: String,
+}
+
+/// What lies beside the tensors that are used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unused {
+    /// Tensors, sorted.
+    pub tensors: Vec<String>,
+    /// Weight files.
+    pub files: Vec<String>,
 }
 
 struct WeightFile {
@@ -51,40 +77,59 @@ pub struct Header {
 }
 
 impl Weights {
-    /// Opens all weight files in `dir`, which belongs to the part `part` (for messages).
+    /// Opens the weight files in `dir`, which belongs to the part `part` (for messages), with all that they hold.
     ///
     /// # Errors
     /// Every fault found: no weights, a missing shard, a truncated or malformed file, a pickle.
     pub fn open(dir: &Path, part: &str) -> Result<Self, Vec<String>> {
-        let paths = find_files(dir, part).map_err(|fault| vec![fault])?;
-        let (mut files, mut faults) = (Vec::new(), Vec::new());
-        for path in paths {
-            match WeightFile::open(&path) {
-                Ok(file) => files.push(file),
-                Err(fault) => faults.push(format!("{part}/{}: {fault}", file_name(&path))),
-            }
+        let mut opened = Opened::open(dir, part, &|_| true)?;
+        let mut faults = Vec::new();
+        let names: Vec<String> = opened.names().into_iter().collect();
+        let sources = names.into_iter().filter_map(|name| Some((name.clone(), opened.find(&name, &mut faults)?)));
+        let index = sources.collect();
+        let files = std::mem::take(&mut opened.files);
+        if faults.is_empty() {
+            Ok(Self { files, index, unused: Unused::default(), place: Place::default() })
+        } else {
+            Err(faults)
         }
-        let mut index = BTreeMap::new();
-        for (file_idx, file) in files.iter().enumerate() {
-            for name in file.metadata.tensors().into_keys() {
-                if let Some(other) = index.insert(name.clone(), file_idx) {
-                    let [first, second] = [other, file_idx].map(|idx| file_name(&files[idx].path));
-                    faults.push(format!("{part}: tensor `{name}` is in both {first} and {second}"));
-                }
-            }
-        }
-        if faults.is_empty() { Ok(Self { files, index, place: Place::default() }) } else { Err(faults) }
     }
 
-    /// Names of all tensors, sorted.
+    /// Opens the files in `dir` that hold tensors of `wanted`; others are not looked into. What the tensors are is not
+    /// checked: those that are missing are simply not there.
+    ///
+    /// # Errors
+    /// As [`Self::open`], for the files that are needed.
+    pub fn open_for(dir: &Path, part: &str, wanted: &Manifest) -> Result<Self, Vec<String>> {
+        let all: BTreeSet<&String> = wanted.iter().flat_map(|(names, _)| names).collect();
+        let opened = Opened::open(dir, part, &|name| all.is_empty() || all.contains(&name.to_owned()))?;
+        let (mut index, mut faults) = (BTreeMap::new(), Vec::new());
+        for (names, _) in wanted {
+            if let Some(source) = names.iter().find_map(|name| opened.find(name, &mut faults)) {
+                index.insert(names[0].clone(), source);
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let tensors = opened.names().into_iter().filter(|name| !all.contains(name)).collect();
+        let unused = Unused { tensors, files: opened.other_files };
+        Ok(Self { files: opened.files, index, unused, place: Place::default() })
+    }
+
+    /// Names of the tensors that are used, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.index.keys().map(String::as_str)
     }
 
+    /// What lies beside them.
+    pub fn unused(&self) -> &Unused {
+        &self.unused
+    }
+
     /// What the header says about `name`.
     pub fn header(&self, name: &str) -> Option<Header> {
-        let info = self.files[*self.index.get(name)?].metadata.info(name)?;
-        Some(Header { dtype: info.dtype, shape: info.shape.clone() })
+        Some(self.bytes(name)?.1)
     }
 
     /// Paths of the files.
@@ -93,29 +138,52 @@ impl Weights {
     }
 
     fn bytes(&self, name: &str) -> Option<(&[u8], Header)> {
-        let file = &self.files[*self.index.get(name)?];
-        let info = file.metadata.info(name)?;
+        let source = self.index.get(name)?;
+        let file = &self.files[source.file_idx];
+        let info = file.metadata.info(&source.name)?;
         let (from, to) = info.data_offsets;
         let header = Header { dtype: info.dtype, shape: info.shape.clone() };
         Some((&file.map[file.start + from..file.start + to], header))
     }
 
-    /// Adds all tensors to `hash`, by name: the same weights give the same hash however files hold them.
-    pub(crate) fn hash(&self, hash: &mut sha2::Sha256) {
-        use sha2::Digest;
-        for name in self.names() {
-            if let Some((bytes, header)) = self.bytes(name) {
-                hash.update(format!("{name} {:?} {:?}\n", header.dtype, header.shape));
-                hash.update(bytes);
+    /// Adds all tensors to `hash` by name, shape and value: the same weights give the same hash however files hold them,
+    /// and in whatever type that holds their values.
+    ///
+    /// # Errors
+    /// If a tensor's type cannot be read.
+    pub(crate) fn hash(&self, hash: &mut Sha256) -> candle_core::Result<()> {
+        let names: Vec<&str> = self.names().collect();
+        let one = |name: &&str| {
+            let (bytes, header) = self.bytes(name).ok_or_else(|| no_such(name))?;
+            let mut values = Sha256::new();
+            for part in bytes.chunks(PART_BYTES) {
+                let widened = widen(part, header.dtype)?;
+                widened.iter().for_each(|value| values.update(value.to_le_bytes()));
             }
+            Ok((header.shape, values.finalize()))
+        };
+        let hashed: Vec<_> = names.par_iter().map(one).collect::<candle_core::Result<_>>()?;
+        for (name, (shape, values)) in names.iter().zip(hashed) {
+            hash.update(format!("{name} {:?}\n", squeezed(&shape)));
+            hash.update(values);
         }
+        Ok(())
+    }
+
+    /// Bytes of the tensors, as they are stored.
+    pub fn stored_bytes(&self) -> u64 {
+        self.names().filter_map(|name| self.bytes(name)).map(|(bytes, _)| bytes.len() as u64).sum()
+    }
+
+    /// Values in the tensors.
+    pub fn n_values(&self) -> u64 {
+        let headers = self.names().filter_map(|name| self.header(name));
+        headers.map(|header| header.shape.iter().product::<usize>() as u64).sum()
     }
 
     /// Memory its tensors take where the networks compute.
     pub fn placed_bytes(&self) -> u64 {
-        let values = self.files.iter().flat_map(|file| file.metadata.tensors().into_values());
-        let n_values: u64 = values.map(|info| info.shape.iter().product::<usize>() as u64).sum();
-        n_values * self.place.value_bytes()
+        self.n_values() * self.place.value_bytes()
     }
 
     /// For networks that compute on `place`.
@@ -209,6 +277,77 @@ fn widen(bytes: &[u8], dtype: Dtype) -> candle_core::Result<Vec<f32>> {
     }
 }
 
+/// 1×1 convolutions and linear layers are the same weights under two shapes: `shape` without the ones at its end.
+pub(crate) fn squeezed(shape: &[usize]) -> &[usize] {
+    let end = shape.iter().rposition(|&side| side != 1).map_or(1, |last| last.max(1) + 1);
+    &shape[..end.min(shape.len())]
+}
+
+/// Files, and where an index says that tensors are.
+struct Opened<'a> {
+    part: &'a str,
+    files: Vec<WeightFile>,
+    homes: BTreeMap<String, String>,
+    other_files: Vec<String>,
+}
+
+impl<'a> Opened<'a> {
+    /// Opens the files that hold tensors for which `is_wanted`, as far as an index tells.
+    fn open(dir: &Path, part: &'a str, is_wanted: &dyn Fn(&str) -> bool) -> Result<Self, Vec<String>> {
+        let found = files::find(dir, part).map_err(|fault| vec![fault])?;
+        let mut needed: BTreeSet<&String> =
+            found.homes.iter().filter(|(tensor, _)| is_wanted(tensor)).map(|(_, file)| file).collect();
+        if needed.is_empty() {
+            needed = found.names.iter().collect();
+        }
+        let missing: Vec<&&String> = needed.iter().filter(|name| !dir.join(name).is_file()).collect();
+        if !missing.is_empty() && !found.homes.is_empty() {
+            return Err(vec![format!("{part}: missing shards: {}", listed(missing))]);
+        }
+        let (mut files, mut faults) = (Vec::new(), Vec::new());
+        for name in needed {
+            match WeightFile::open(&dir.join(name)) {
+                Ok(file) => files.push(file),
+                Err(fault) => faults.push(format!("{part}/{name}: {fault}")),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        Ok(Self { part, files, homes: found.homes, other_files: found.unused })
+    }
+
+    /// All tensors that are known of.
+    fn names(&self) -> BTreeSet<String> {
+        let held = self.files.iter().flat_map(|file| file.metadata.tensors().into_keys());
+        held.chain(self.homes.keys().cloned()).collect()
+    }
+
+    /// Where `name` is: where the index says, or in the one file that has it.
+    fn find(&self, name: &str, faults: &mut Vec<String>) -> Option<Source> {
+        let holders: Vec<usize> =
+            (0..self.files.len()).filter(|&file_idx| self.files[file_idx].metadata.info(name).is_some()).collect();
+        let home = self.homes.get(name);
+        let at_home = |file_idx: &&usize| Some(&file_name(&self.files[**file_idx].path)) == home;
+        let file_idx = match holders[..] {
+            [] => return None,
+            [file_idx] => file_idx,
+            [first, second, ..] => match holders.iter().find(at_home) {
+                Some(file_idx) => *file_idx,
+                None => {
+                    let [one, other] = [first, second].map(|idx| file_name(&self.files[idx].path));
+                    let part = self.part;
+                    faults.push(format!(
+                        "{part}: tensor `{name}` is in both {one} and {other}, and the index names neither"
+                    ));
+                    first
+                }
+            },
+        };
+        Some(Source { file_idx, name: name.to_owned() })
+    }
+}
+
 impl WeightFile {
     fn open(path: &Path) -> Result<Self, String> {
         let map = MappedFile::open(path).map_err(|error| error.to_string())?;
@@ -233,56 +372,6 @@ fn is_pickle(bytes: &[u8]) -> bool {
 
 pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
-}
-
-/// The weight files of a part: the shards an index names, or the one safetensors file.
-fn find_files(dir: &Path, part: &str) -> Result<Vec<PathBuf>, String> {
-    let mut names: Vec<String> = std::fs::read_dir(dir)
-        .map_err(|error| format!("{}: {error}", dir.display()))?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    let whole = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
-    if let Some(name) = names.iter().find(|name| whole.contains(&name.as_str())) {
-        return Ok(vec![dir.join(name)]);
-    }
-    if let Some(name) = names.iter().find(|name| name.ends_with(".safetensors.index.json")) {
-        return shards(dir, name).map_err(|fault| format!("{part}/{name}: {fault}"));
-    }
-    let single: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
-    match single[..] {
-        [name] => Ok(vec![dir.join(name)]),
-        [] => Err(match names.iter().find(|name| is_pickle_name(name)) {
-            Some(pickle) => format!(
-                "{part}/{pickle} is a pickle, which is never loaded for rendering: put safetensors there, or use `fresco model convert` for an original checkpoint"
-            ),
-            None => format!("{part}: no .safetensors file in {}", dir.display()),
-        }),
-        _ => Err(format!("{part}: {} safetensors files and no index that says which belong together", single.len())),
-    }
-}
-
-fn is_pickle_name(name: &str) -> bool {
-    [".bin", ".pth", ".pt", ".ckpt", ".pkl"].iter().any(|ending| name.ends_with(ending))
-}
-
-/// Files an index names; each once.
-fn shards(dir: &Path, index: &str) -> Result<Vec<PathBuf>, String> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let text = std::fs::read_to_string(dir.join(index)).map_err(|error| error.to_string())?;
-    let index: Index = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    let names: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();
-    let missing: Vec<&str> = names.iter().filter(|name| !dir.join(name).is_file()).map(String::as_str).collect();
-    if names.iter().any(|name| Path::new(name).components().count() != 1) {
-        return Err("names a file outside its folder".into());
-    }
-    if !missing.is_empty() {
-        return Err(format!("missing shards: {}", missing.join(", ")));
-    }
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One worker's share of one image, and why a share may end early.
 
+use crate::digests::ModelDigests;
 use crate::id::{Epoch, ImageId, Rank, WorkerId};
 use crate::mesh::Mesh;
 use crate::request::RenderRequest;
@@ -18,12 +19,12 @@ pub enum ArtifactKind {
     Safetensors,
 }
 
-/// Weights by name and content: two workers may share an image only if both are equal.
+/// A model by name and content: two workers may share an image only if both are equal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModelId {
     /// Name users ask for.
     pub name: String,
-    /// sha256 over names and values of all weights, in hexadecimal.
+    /// sha256 over all that decides pixels, weights and settings, in hexadecimal.
     pub weights_sha256: String,
 }
 
@@ -32,6 +33,8 @@ pub struct ModelId {
 pub struct ModelFacts {
     /// Which model.
     pub id: ModelId,
+    /// What its sha256 is made of, if the worker told.
+    pub digests: ModelDigests,
     /// Depths and widths of its networks.
     pub spec: ModelSpec,
 }

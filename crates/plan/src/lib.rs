@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assignment;
+pub mod digests;
 pub mod exchange;
 pub mod flop;
 pub mod footprint;
@@ -17,6 +18,7 @@ pub mod spec;
 pub mod text_home;
 
 pub use assignment::{ArtifactKind, Assignment, Cause, ModelFacts, ModelId, Peer};
+pub use digests::ModelDigests;
 pub use exchange::{Exchange, Pace};
 pub use footprint::{Footprint, Share, slab_bytes};
 pub use geometry::{ImageSize, LatentSize, RowRange, TokenGrid};

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use plan::{DitSpec, KvCompress, LayerIdx, ModelFacts, ModelId, ModelSpec, TextSpec, VaeSpec};
+use plan::{DitSpec, KvCompress, LayerIdx, ModelDigests, ModelFacts, ModelId, ModelSpec, TextSpec, VaeSpec};
 
 use crate::convert::ConvertError;
 use crate::v1;
@@ -19,8 +19,32 @@ impl From<&ModelFacts> for v1::ModelFacts {
             name: facts.id.name.clone(),
             weights_sha256: facts.id.weights_sha256.clone(),
             spec: Some((&facts.spec).into()),
+            digests: (!facts.digests.is_empty()).then(|| (&facts.digests).into()),
         }
     }
+}
+
+impl From<&ModelDigests> for v1::ModelDigests {
+    fn from(digests: &ModelDigests) -> Self {
+        let ModelDigests { weights, configuration, noise_schedule, tokenizer } = digests.clone();
+        Self { weights, configuration, noise_schedule, tokenizer }
+    }
+}
+
+/// Bounded, because a coordinator keeps what it is told.
+fn digests(told: &v1::ModelDigests) -> Result<ModelDigests, ConvertError> {
+    let digest = |field, text: &String| {
+        let is_one = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let value = text.chars().take(64).collect();
+        let fault = ConvertError::Value { field, value, way_out: "a sha256 has 64 hexadecimal digits" };
+        is_one.then(|| text.clone()).ok_or(fault)
+    };
+    Ok(ModelDigests {
+        weights: digest("digests.weights", &told.weights)?,
+        configuration: digest("digests.configuration", &told.configuration)?,
+        noise_schedule: digest("digests.noise_schedule", &told.noise_schedule)?,
+        tokenizer: digest("digests.tokenizer", &told.tokenizer)?,
+    })
 }
 
 impl From<&ModelSpec> for v1::ModelSpec {
@@ -82,6 +106,7 @@ pub fn model_facts(facts: &v1::ModelFacts) -> Result<ModelFacts, ConvertError> {
     }
     Ok(ModelFacts {
         id: ModelId { name: facts.name.clone(), weights_sha256: facts.weights_sha256.clone() },
+        digests: facts.digests.as_ref().map(digests).transpose()?.unwrap_or_default(),
         spec: ModelSpec {
             dit: DitSpec {
                 depth: bounded("dit.depth", dit.depth, &DEPTHS)?,
@@ -132,7 +157,7 @@ mod tests {
 
     fn facts() -> ModelFacts {
         let id = ModelId { name: "demo".into(), weights_sha256: "ab".repeat(32) };
-        ModelFacts { id, spec: ModelSpec::pixart_sigma_xl2() }
+        ModelFacts { id, digests: plan::ModelDigests::default(), spec: ModelSpec::pixart_sigma_xl2() }
     }
 
     #[test]
@@ -141,7 +166,10 @@ mod tests {
         let mut compressed = facts();
         let layers = [LayerIdx(14), LayerIdx(27)].into();
         compressed.spec.dit.kv_compress = Some(KvCompress { ratio: 2, layers });
-        for sent in [plain, compressed] {
+        let mut told = facts();
+        let [weights, configuration, noise_schedule, tokenizer] = ["0", "1", "2", "3"].map(|digit| digit.repeat(64));
+        told.digests = ModelDigests { weights, configuration, noise_schedule, tokenizer };
+        for sent in [plain, compressed, told] {
             assert_eq!(model_facts(&v1::ModelFacts::from(&sent)), Ok(sent));
         }
     }

@@ -3,7 +3,7 @@
 //! Invariant: nothing here depends on the time, the machine's name or the number of threads, so that equal
 //! requests give equal files.
 
-use plan::{Clean, RenderRequest};
+use plan::{Clean, ModelDigests, RenderRequest};
 use serde::{Deserialize, Serialize};
 
 /// Name of the chunk or header entry that holds the metadata.
@@ -31,7 +31,7 @@ pub struct Metadata {
     /// Of a PNG.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bit_depth: Option<u8>,
-    /// Which weights.
+    /// Which model.
     pub model: ModelId,
     /// Of the program.
     pub version: String,
@@ -46,13 +46,16 @@ pub struct Metadata {
     pub latents_sha256: Option<String>,
 }
 
-/// Which weights.
+/// Which model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelId {
     /// Name of the model.
     pub name: String,
-    /// Over all weight files.
+    /// Over all of it that decides pixels; in pictures without `digests`, which are older, over the weights alone.
     pub sha256: String,
+    /// What that is made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digests: Option<ModelDigests>,
 }
 
 impl Metadata {
@@ -152,7 +155,7 @@ mod tests {
             seed: u64::MAX,
             clean: Clean::Basic,
         };
-        let model = ModelId { name: "demo".into(), sha256: "0123456789abcdef".into() };
+        let model = ModelId { name: "demo".into(), sha256: "0123456789abcdef".into(), digests: None };
         Metadata::of(&request, Some(8), model, None)
     }
 

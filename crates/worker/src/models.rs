@@ -14,7 +14,7 @@ use machine::Memory;
 use model::place::RoomError;
 use model::weights::OnRead;
 use model::{ModelFolder, Place, RenderError, Renderer};
-use plan::{HostMemory, ModelFacts, ModelId, TextHome};
+use plan::{HostMemory, ModelDigests, ModelFacts, ModelId, TextHome};
 
 /// Models by name.
 pub struct Models {
@@ -33,7 +33,7 @@ struct Offered {
 }
 
 impl Models {
-    /// Opens folders, each with the folder that gives the parts it lacks, and hashes their weights. Their networks will
+    /// Opens folders, each with the folder that gives the parts it lacks, and tells what models they are. Their networks will
     /// compute on `place`, for `n_workers` at once; `memory` is the host's. Other processes that read their weights at the
     /// same time see the same memory free.
     ///
@@ -56,9 +56,15 @@ impl Models {
             let folder = folder.on(place);
             let name = folder.name().to_owned();
             let hash = || format!("model {}: read the weights to hash them", dir.display());
-            let weights_sha256 = folder.weights_sha256().with_context(hash)?;
-            let spec = folder.spec();
-            let facts = ModelFacts { id: ModelId { name: name.clone(), weights_sha256 }, spec: spec.clone() };
+            for note in folder.notes() {
+                tracing::warn!("model {}: {note}", dir.display());
+            }
+            let identity = folder.identity().with_context(hash)?;
+            let facts = ModelFacts {
+                id: ModelId { name: name.clone(), weights_sha256: identity.sha256 },
+                digests: identity.digests,
+                spec: folder.spec().clone(),
+            };
             let text_home = text_home(&folder, &mut free_bytes, n_workers);
             let offered = Offered {
                 facts,
@@ -103,6 +109,11 @@ impl Models {
         self.all.get(name).map(|offered| &offered.folder)
     }
 
+    /// What its sha256 is made of.
+    pub fn digests(&self, name: &str) -> Option<&ModelDigests> {
+        self.all.get(name).map(|offered| &offered.facts.digests)
+    }
+
     /// The networks of `id`, laid out if this is their first use. `read` is told of each weight, here or by another rank
     /// of this process that lays them out meanwhile, and may break off.
     ///
@@ -130,7 +141,7 @@ impl Models {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ModelError {
     /// Whoever placed the image took this worker for another.
-    #[error("this worker has no model `{0}` of those weights")]
+    #[error("this worker has no model `{0}` of that sha256")]
     Unknown(String),
     /// Its weights are at fault, or memory is short.
     #[error(transparent)]

@@ -132,6 +132,7 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Arc<Desk>) -> Result<Opti
             let model = metadata::ModelId {
                 name: assignment.model.name.clone(),
                 sha256: assignment.model.weights_sha256.clone(),
+                digests: tools.models.digests(&assignment.model.name).cloned(),
             };
             let kind = assignment.artifact;
             let latents = tools.noise.as_ref().map(|noise| noise.sha256.clone());

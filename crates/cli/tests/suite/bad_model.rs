@@ -120,3 +120,42 @@ fn an_unknown_sampler_is_refused() {
 fn a_config_that_is_no_json_is_named() {
     check(|model| fs::write(model.join("vae/config.json"), "{").expect("can be written"), 1, &["vae/config.json"]);
 }
+
+#[test]
+fn a_text_encoder_that_cannot_be_read_is_named_before_a_worker_joins() {
+    let desk = Desk::new();
+    let model = desk.demo_copy();
+    remove(&model.join("text_encoder/model.safetensors"));
+    fs::write(model.join("text_encoder/t5.gguf"), "x\n").expect("can be written");
+    let model = model.to_str().expect("the path is text");
+    let parts = ["text_encoder/t5.gguf: is no GGUF file (2 bytes)", model];
+    desk.render(&["--model", model]).refused(1, &parts);
+    desk.fresco(&["worker", "--model", model, "--coordinator", "http://127.0.0.1:9"]).refused(1, &parts);
+    assert_eq!(desk.fresco(&["model", "verify", model]).code, Some(1));
+}
+
+#[test]
+fn what_is_not_used_and_changes_nothing_is_told_in_one_line() {
+    let desk = Desk::new();
+    let model = desk.demo_copy();
+    let config = model.join("transformer/config.json");
+    let text = fs::read_to_string(&config).expect("can be read").replacen('{', "{\"flavour\": 1,", 1);
+    fs::write(config, text).expect("can be written");
+    let model = model.to_str().expect("the path is text");
+    let told = format!("warning: model {model}: transformer: 1 setting that is not used: `flavour`\n");
+    for run in [desk.render(&["--model", model]), desk.fresco(&["model", "verify", model])] {
+        assert_eq!((run.code, run.stderr.as_str()), (Some(0), told.as_str()), "{run:?}");
+    }
+}
+
+#[test]
+fn scales_beside_the_weights_are_refused() {
+    let scale = |model: &Path| {
+        let file = model.join(DIT_WEIGHTS);
+        let mut entries = tensors(&fs::read(&file).expect("the file can be read"));
+        let (name, bytes) = ("transformer_blocks.0.ff.net.2.weight_scale".into(), 8_f32.to_le_bytes().to_vec());
+        entries.push(Entry { name, dtype: safetensors::Dtype::F32, shape: vec![], bytes });
+        fs::write(file, safetensors_file(&entries)).expect("the file can be written");
+    };
+    check(scale, 1, &["transformer_blocks.0.ff.net.2.weight_scale", "stored scaled"]);
+}

@@ -65,3 +65,31 @@ fn what_is_no_checkpoint_is_refused() {
     desk.fresco(&scale).refused(2, &["'0'", "--interpolation-scale"]);
     assert_eq!(desk.files(), ["text.pth"]);
 }
+
+#[test]
+fn a_checkpoint_is_read_from_safetensors_and_not_converted_unless_it_is_whole() {
+    let desk = Desk::new();
+    let golden = repo().join("tests/goldens/a");
+    let base = golden.join("model-kv");
+    let base = base.to_str().expect("is text");
+    let original = candle_core::pickle::read_all_with_key(golden.join("original.pth"), Some("state_dict"));
+    let original: std::collections::HashMap<String, candle_core::Tensor> =
+        original.expect("is a checkpoint").into_iter().collect();
+    let double = |tensor: &candle_core::Tensor| tensor.to_dtype(candle_core::DType::F64).expect("f64");
+    let renamed: std::collections::HashMap<String, candle_core::Tensor> =
+        original.iter().map(|(name, tensor)| (format!("module.{name}"), double(tensor))).collect();
+    candle_core::safetensors::save(&renamed, desk.path("original.safetensors")).expect("can be written");
+    desk.fresco(&["model", "convert", "original.safetensors", "converted", "--base", base]).quiet();
+    desk.render(&["--model", "./converted", "--base", base, "--out", "a.safetensors"]).quiet();
+    desk.render(&["--model", base, "--out", "b.safetensors"]).quiet();
+    assert_eq!(values(&desk.read("a.safetensors"), "image"), values(&desk.read("b.safetensors"), "image"));
+
+    let mut part = original;
+    part.remove("blocks.1.mlp.fc1.bias").expect("it was there");
+    candle_core::safetensors::save(&part, desk.path("part.safetensors")).expect("can be written");
+    let run = desk.fresco(&["model", "convert", "part.safetensors", "part", "--base", base]);
+    run.refused(1, &["part.safetensors: 1 tensor is missing", "transformer_blocks.1.ff.net.0.proj.bias"]);
+    desk.write("old.pth", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.");
+    desk.fresco(&["model", "convert", "old.pth", "part"]).refused(1, &["old.pth", "torch.save of before 2020"]);
+    assert!(!desk.path("part").exists());
+}

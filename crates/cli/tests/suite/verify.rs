@@ -55,7 +55,10 @@ fn another_model_is_said_to_be_another() {
     std::fs::write(&file, safetensors_file(&entries)).expect("can be written");
     let run = desk.fresco(&["verify", "a.safetensors", "--model", model.to_str().expect("is text")]);
     assert_eq!(run.code, Some(1), "{run:?}");
-    assert!(run.stdout.contains("the model's sha256 was ") && run.stdout.contains("pixels differ"), "{run:?}");
+    assert!(
+        run.stdout.contains("the model's weights differ: its sha256 was ") && run.stdout.contains("pixels differ"),
+        "{run:?}"
+    );
 }
 
 #[test]

@@ -128,13 +128,15 @@ impl Control {
         let short = |sha256: &str| sha256.chars().take(12).collect::<String>();
         let (name, sha256) = (&facts.id.name, &facts.id.weights_sha256);
         let others = self.members.iter().filter(|(other, _)| *other != worker);
-        let mut others = others.filter_map(|(other, member)| Some((other, &member.facts(name)?.id.weights_sha256)));
-        if let Some((other, found)) = others.find(|(_, found)| *found != sha256) {
+        let mut others = others.filter_map(|(other, member)| Some((other, member.facts(name)?)));
+        if let Some((other, found)) = others.find(|(_, found)| found.id.weights_sha256 != *sha256) {
+            let what =
+                facts.digests.differences(&found.digests).map_or(String::new(), |what| format!(" (other {what})"));
             return Some(format!(
-                "its weights of model `{name}` have the sha256 {}, those of worker `{other}` {}: copy that \
-                 model's folder, or give one of them another name",
+                "its model `{name}` has the sha256 {}, that of worker `{other}` {}{what}: copy that model's folder, or \
+                 give one of them another name",
                 short(sha256),
-                short(found)
+                short(&found.id.weights_sha256)
             ));
         }
         let at_work = self.attempts.values().filter_map(|attempt| Some((self.need(&attempt.image)?, &attempt.image)));
@@ -145,7 +147,7 @@ impl Control {
         };
         let (found, job) = waiting.chain(at_work).find_map(differs)?;
         Some(format!(
-            "its weights of model `{name}` have the sha256 {}, job `{job}` began with {}: copy that model's folder, \
+            "its model `{name}` has the sha256 {}, job `{job}` began with {}: copy that model's folder, \
              give this one another name, or cancel that job",
             short(sha256),
             short(&found)

@@ -1,8 +1,8 @@
 //! A small farm to ask the machine about, one input at a time.
 
 use plan::{
-    ArtifactKind, Cause, Clean, Epoch, ImageIdx, ImageSize, JobId, Millis, ModelFacts, ModelId, ModelSpec,
-    RenderRequest,
+    ArtifactKind, Cause, Clean, Epoch, ImageIdx, ImageSize, JobId, Millis, ModelDigests, ModelFacts, ModelId,
+    ModelSpec, RenderRequest,
 };
 use plan::{ImageId, WorkerId};
 
@@ -49,7 +49,11 @@ fn spec(count: u32) -> JobSpec {
 
 fn facts(name: &str, weights_sha256: &str) -> ModelFacts {
     let id = ModelId { name: name.into(), weights_sha256: weights_sha256.into() };
-    ModelFacts { id, spec: ModelSpec::pixart_sigma_xl2() }
+    ModelFacts {
+        id,
+        digests: ModelDigests { noise_schedule: weights_sha256.into(), ..ModelDigests::default() },
+        spec: ModelSpec::pixart_sigma_xl2(),
+    }
 }
 
 fn hello(incarnation: &str) -> Hello {

@@ -161,5 +161,5 @@ impl Worker {
 
 pub(crate) fn facts(name: &str) -> ModelFacts {
     let id = ModelId { name: name.into(), weights_sha256: format!("{name}{name}{name}{name}") };
-    ModelFacts { id, spec: ModelSpec::pixart_sigma_xl2() }
+    ModelFacts { id, digests: plan::ModelDigests::default(), spec: ModelSpec::pixart_sigma_xl2() }
 }

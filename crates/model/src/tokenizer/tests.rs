@@ -37,8 +37,8 @@ fn json_with(charsmap: &[u8]) -> Vec<u8> {
 
 #[test]
 fn both_kinds_of_file_give_the_same_tokens() {
-    let pieces = Tokenizer(from_pieces(PIECES).expect("the golden tokenizer opens"));
-    let json = Tokenizer(from_json(&json_with(&charsmap_bytes())).expect("the same as JSON opens"));
+    let pieces = from_pieces(PIECES).expect("the golden tokenizer opens");
+    let json = from_json(&json_with(&charsmap_bytes())).expect("the same as JSON opens");
     for text in TEXTS {
         assert_eq!(pieces.encode(text), json.encode(text), "{text:?}");
     }
@@ -48,7 +48,7 @@ fn both_kinds_of_file_give_the_same_tokens() {
 
 #[test]
 fn what_was_cut_is_counted_in_the_prompt_s_own_letters() {
-    let tokenizer = Tokenizer(from_pieces(PIECES).expect("the golden tokenizer opens"));
+    let tokenizer = from_pieces(PIECES).expect("the golden tokenizer opens");
     // Two letters that are dropped, one that becomes two, and 350 words of one token each.
     let tokens = tokenizer.encode(&format!("\u{1}\u{1}ﬁ {}", "a ".repeat(350))).expect("any text can be encoded");
     assert_eq!(tokens.ids.len(), MAX_TOKENS);

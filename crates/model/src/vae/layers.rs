@@ -119,17 +119,10 @@ pub(super) struct MidAttention {
 
 impl MidAttention {
     pub(super) fn load(spec: &VaeSpec, weights: &Weights, name: &str) -> Result<Self> {
-        let either = |names: [&str; 2]| {
-            let known = names.iter().find(|part| weights.header(&format!("{name}.{part}.weight")).is_some());
-            linear(weights, &format!("{name}.{}", known.unwrap_or(&names[0])))
-        };
-        Ok(Self {
-            norm: GroupNorm::load(spec, weights, &format!("{name}.group_norm"))?,
-            q: either(ATTENTION_NAMES[0])?,
-            k: either(ATTENTION_NAMES[1])?,
-            v: either(ATTENTION_NAMES[2])?,
-            out: either(ATTENTION_NAMES[3])?,
-        })
+        // Weights are found under the newer names, whichever a file has.
+        let [q, k, v, out] = ATTENTION_NAMES.map(|[newer, _]| linear(weights, &format!("{name}.{newer}")));
+        let norm = GroupNorm::load(spec, weights, &format!("{name}.group_norm"))?;
+        Ok(Self { norm, q: q?, k: k?, v: v?, out: out? })
     }
 
     pub(super) fn forward(&self, band: &mut Band<'_>) -> Result<()> {

@@ -12,7 +12,7 @@ fn a_worker_that_does_not_fit_is_refused_by_name_with_the_way_out() {
     let weights = farm.refused("b", Hello { models: other.clone(), ..hello("b") });
     assert_eq!(
         weights,
-        "its weights of model `demo` have the sha256 fedcba987654, those of worker `a` 0123456789ab: copy that model's \
+        "its model `demo` has the sha256 fedcba987654, that of worker `a` 0123456789ab (other noise schedule): copy that model's \
          folder, or give one of them another name"
     );
     let two = farm.refused("b", Hello { models: vec![facts("x", "1"), facts("x", "2")], ..hello("b") });
@@ -30,7 +30,7 @@ fn weights_hold_a_name_while_a_job_that_began_with_them_is_unfinished() {
     let other = Hello { models: vec![facts("demo", "fedcba9876543210")], ..hello("b") };
     assert_eq!(
         farm.refused("b", other.clone()),
-        "its weights of model `demo` have the sha256 fedcba987654, job `j2` began with 0123456789ab: copy that model's \
+        "its model `demo` has the sha256 fedcba987654, job `j2` began with 0123456789ab: copy that model's \
          folder, give this one another name, or cancel that job"
     );
     assert_eq!(farm.answer(|reply| Input::Cancel { job: job.clone(), reply }), Ok(job));
