@@ -48,8 +48,8 @@ impl Control {
     /// A step of an attempt was kept: whether it is to stop now. What the others are asked does not depend on it, but for
     /// room: an attempt may be stopped for that only once it has taken a step.
     pub(crate) fn judge(&mut self, epoch: Epoch) {
-        let drains = self.stoppable().any(|attempt| attempt.epoch == epoch && self.drains(attempt));
-        if drains {
+        let attempt = self.attempts.get(&epoch).filter(|attempt| self.is_stoppable(attempt));
+        if attempt.is_some_and(|attempt| self.drains(attempt)) {
             self.stop(epoch, false);
         }
         let is_shared = self.attempts.get(&epoch).is_some_and(|attempt| attempt.seats.len() > 1);
@@ -91,15 +91,17 @@ impl Control {
 
     /// Attempts that can be stopped and went far enough for it.
     fn stoppable(&self) -> impl Iterator<Item = &Attempt> {
-        self.attempts.values().filter(|attempt| {
-            let Some(job) = self.jobs.get(&attempt.image.job) else { return false };
-            let n_left = (job.spec.request.steps as usize).saturating_sub(self.n_steps_done(attempt));
-            attempt.stopped.is_none()
-                && attempt.reattaching.is_none()
-                && attempt.suspicion.is_none()
-                && !attempt.is_decoding
-                && n_left >= FEWEST_STEPS_LEFT
-        })
+        self.attempts.values().filter(|attempt| self.is_stoppable(attempt))
+    }
+
+    fn is_stoppable(&self, attempt: &Attempt) -> bool {
+        let Some(job) = self.jobs.get(&attempt.image.job) else { return false };
+        let n_left = (job.spec.request.steps as usize).saturating_sub(self.n_steps_done(attempt));
+        attempt.stopped.is_none()
+            && attempt.reattaching.is_none()
+            && attempt.suspicion.is_none()
+            && !attempt.is_decoding
+            && n_left >= FEWEST_STEPS_LEFT
     }
 
     fn n_steps_done(&self, attempt: &Attempt) -> usize {
@@ -165,7 +167,8 @@ impl Control {
             return None;
         }
         let mut best: Option<(f64, Epoch, bool)> = None;
-        for attempt in self.stoppable().filter(|attempt| meant(attempt) && self.n_steps_taken(attempt) > 0) {
+        let meant = self.attempts.values().filter(|attempt| meant(attempt));
+        for attempt in meant.filter(|attempt| self.is_stoppable(attempt) && self.n_steps_taken(attempt) > 0) {
             if self.queue.ready().any(|(need, _)| self.could_serve(attempt, need)) {
                 continue;
             }
