@@ -17,7 +17,7 @@ mod picture;
 mod variable;
 
 pub(crate) use farm::{
-    DeleteArgs, DownloadArgs, DrainArgs, Farm, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
+    DeleteArgs, DownloadArgs, DrainArgs, Farm, GcArgs, JobArgs, ListArgs, ServeArgs, SubmitArgs, WatchArgs, WorkerArgs,
     WorkerCommand,
 };
 pub(crate) use hint::hint;
@@ -97,6 +97,8 @@ pub(crate) enum Command {
     Retry(JobArgs),
     /// Forget jobs that are over, and remove their pictures
     Delete(DeleteArgs),
+    /// List the files of a farm that no record names, or delete them
+    Gc(GcArgs),
     /// Fetch a job's finished pictures
     Download(DownloadArgs),
     /// Print a completion script for a shell

@@ -1,5 +1,5 @@
 //! The commands of a farm's clients: `submit`, `wait`, `get`, `list`, `watch`, `cancel`, `retry`, `delete`,
-//! `download`, and `worker drain`.
+//! `download`, `gc`, and `worker drain`.
 //!
 //! The longer ones have files of their own. The connection and the errors of calls are in `client/call.rs`, lines and JSON
 //! of jobs in `client/show.rs`.
@@ -7,6 +7,7 @@
 mod away;
 mod call;
 mod download;
+mod gc;
 mod show;
 mod submit;
 
@@ -19,6 +20,7 @@ use wire::v1::State;
 
 pub(crate) use call::{Client, Watched};
 pub(crate) use download::download;
+pub(crate) use gc::gc;
 pub(crate) use submit::submit;
 
 use crate::args::{DeleteArgs, DrainArgs, Farm, JobArgs, ListArgs, WatchArgs};
@@ -58,7 +60,7 @@ async fn until_over(client: &mut Client, id: &str) -> anyhow::Result<v1::Job> {
         ControlFlow::Continue(())
     });
     match watched.await? {
-        Watched::Over(job) => Ok(job),
+        Watched::Over(job) => Ok(*job),
         Watched::Left => Err(Stop::Unavailable(format!("the farm went away while job {id} went on")).into()),
     }
 }

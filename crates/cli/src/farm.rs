@@ -50,6 +50,7 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Outcome> {
             store: args.data.join("store.redb"),
             artifacts: args.data.join("artifacts"),
             patience: args.lease.patience(),
+            adopt: args.adopt.adopt,
         };
         let coordinator = tokio::select! {
             built = Coordinator::build(config, &registry) => built?,
@@ -184,6 +185,7 @@ impl PrivateFarm {
                 artifacts: data.path().join("artifacts"),
                 // Whoever waits at a terminal is to hear of a device that cannot do it.
                 patience: Patience { lease_ttl_ms: 30_000, stall_ms: 60_000, most_tries: Some(5) },
+                adopt: false,
             };
             let coordinator = Coordinator::build(config, &registry).await?;
             let address = coordinator.address()?;

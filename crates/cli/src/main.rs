@@ -30,7 +30,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
-use tracing_subscriber::EnvFilter;
+use coordinator::role::log;
 
 use args::{Cli, Command, Variable};
 use exit::{Outcome, Stop};
@@ -38,7 +38,7 @@ use exit::{Outcome, Stop};
 fn main() -> ExitCode {
     let mut variables = Vec::new();
     let ended = match command_line(&mut variables) {
-        Ok(Some(cli)) => start_log().and_then(|()| run(cli.command)),
+        Ok(Some(cli)) => start_log(&cli.command).and_then(|()| run(cli.command)),
         Ok(None) => Ok(Outcome::Done),
         Err(error) => Err(error),
     };
@@ -79,17 +79,15 @@ fn command_line(variables: &mut Vec<Variable>) -> anyhow::Result<Option<Cli>> {
 }
 
 /// Sends events to standard error, as `FRESCO_LOG` says.
-fn start_log() -> anyhow::Result<()> {
-    let asked = std::env::var("FRESCO_LOG").ok().filter(|asked| !asked.is_empty());
-    let directives = asked.as_deref().unwrap_or("warn");
-    let filter = EnvFilter::try_new(directives).map_err(|error| {
-        Stop::Usage(format!("FRESCO_LOG `{directives}` is not understood ({error}): use a level such as debug"))
-    })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+fn start_log(command: &Command) -> anyhow::Result<()> {
+    let role = match command {
+        Command::Serve(args) => Some(&args.log),
+        Command::Coordinator(args) => Some(&args.log),
+        Command::Worker(args) if args.command.is_none() => Some(&args.log),
+        _ => None,
+    };
     // A reader of standard error that goes away is no reason to end.
-    let log = log.log_internal_errors(false);
-    log.with_ansi(is_colored(&std::io::stderr())).init();
-    Ok(())
+    log::start(role, is_colored(&std::io::stderr())).map_err(|fault| Stop::Usage(fault).into())
 }
 
 fn is_colored(stream: &impl IsTerminal) -> bool {
@@ -117,6 +115,7 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Cancel(args) => client::cancel(&args),
         Command::Retry(args) => client::retry(&args),
         Command::Delete(args) => client::delete(&args),
+        Command::Gc(args) => client::gc(&args),
         Command::Download(args) => client::download(&args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

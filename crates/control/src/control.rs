@@ -495,6 +495,7 @@ impl Control {
             epoch: image.epoch,
             workers: attempt.map(|attempt| attempt.seats.clone()).unwrap_or_default(),
             message: image.message.clone(),
+            artifact: image.artifact.clone(),
         };
         let (image, attempt) = (Box::new(image.clone()), attempt.cloned().map(Box::new));
         self.put(Output::Persist(Box::new(Record::Image { id: id.clone(), revision, image, attempt })));

@@ -4,7 +4,7 @@ use plan::{Assignment, Epoch, ImageId, JobId, WorkerId};
 
 use crate::attempt::Attempt;
 use crate::input::{JobSpec, ReplyId, SessionId};
-use crate::job::{Image, Phase};
+use crate::job::{ArtifactRef, Image, Phase};
 use serde::{Deserialize, Serialize};
 
 /// Something to be done.
@@ -98,6 +98,8 @@ pub struct Event {
     pub workers: Vec<WorkerId>,
     /// Why it waits or failed.
     pub message: String,
+    /// The picture, when it is done.
+    pub artifact: Option<ArtifactRef>,
 }
 
 /// Why a client is refused. Each variant names the value and the way out.

@@ -1,14 +1,17 @@
-//! Checkpoints: rows of all ranks behind one step, put together, kept in memory and in a folder.
+//! Checkpoints: rows of all ranks after one step, put together in memory and kept in a folder.
 //!
-//! The rows of a step are the same bits in every attempt, so what one attempt began another may complete. Rows are
-//! taken of the latest epoch alone, and of none once its image is over: what was on its way then leaves nothing here.
+//! The rows of a step are the same bits in every attempt with the same weights and numeric class, so what one attempt
+//! began another may complete. Rows are taken of the latest epoch alone, and of none once its image is over: what was on
+//! its way then leaves nothing here. What is kept is in its file alone; memory has the steps that are not whole yet.
+//!
+//! Files are deleted of images this process was told about, never because a listing shows them: the store may have been
+//! restored from a backup, and what it does not know may be another's. `gc.rs` is for those.
 //!
 //! What may block on the disk is called on threads that may; [`Checkpoints::open_epoch`] and [`Checkpoints::remove`]
 //! never wait for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -16,9 +19,13 @@ use control::Record;
 use plan::{Epoch, ImageId};
 use tokio::sync::Notify;
 
-use files::{Files, Steps};
+use files::Files;
+
+use crate::folder::Folder;
 
 mod files;
+
+pub(crate) use files::{Steps, step_of};
 
 #[cfg(test)]
 mod tests;
@@ -49,6 +56,13 @@ impl Place {
     }
 }
 
+/// What made an image's rows: with another, other bits come out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Origin {
+    pub(crate) weights_sha256: String,
+    pub(crate) numeric_class: String,
+}
+
 /// All images' checkpoints.
 pub(crate) struct Checkpoints {
     files: Files,
@@ -73,11 +87,13 @@ struct State {
 struct Rows {
     /// The latest of its epochs.
     epoch: Epoch,
+    origin: Origin,
     steps: BTreeMap<usize, Step>,
 }
 
 /// One step of one image.
 struct Step {
+    /// None while a whole step goes to its file, and once it is there.
     bytes: Vec<u8>,
     /// Which rows are there.
     has: Vec<bool>,
@@ -98,50 +114,42 @@ pub(crate) enum PutError {
     #[error("epoch {0} is over")]
     Over(Epoch),
     /// They could not be written.
-    #[error("the checkpoint cannot be kept in {folder}: {error}: make room, it is tried again")]
+    #[error("the checkpoint cannot be kept in {folder}: {error}: free some space; the upload will be retried")]
     #[allow(missing_docs)]
     Disk { folder: String, error: io::Error },
 }
 
 impl Checkpoints {
-    /// In `folder`, made if it is not there.
-    pub(crate) fn open(folder: PathBuf) -> anyhow::Result<Self> {
-        let files = Files::open(folder)?;
-        Ok(Self { files, disk: Mutex::default(), state: Mutex::default(), changed: Notify::new() })
+    /// In `folder`.
+    pub(crate) fn new(folder: Folder) -> Self {
+        Self { files: Files::new(folder), disk: Mutex::default(), state: Mutex::default(), changed: Notify::new() }
     }
 
-    /// Takes in what was kept before a restart, and deletes what no image needs. An image whose last checkpoint is gone
-    /// or damaged goes back to the one before it that is whole, or to its beginning.
+    pub(crate) fn folder(&self) -> &Folder {
+        self.files.folder()
+    }
+
+    /// Takes in what was kept before a restart. An image whose last checkpoint is gone goes back to the newest one before
+    /// it that has a file, or to its beginning. Whether the files are whole is seen when they are needed.
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub(crate) fn check(&self, records: &mut [Record]) -> anyhow::Result<()> {
-        let (mut unwanted, mut filed) = (self.files.found()?, Steps::new());
+    pub(crate) fn check(&self, records: &mut [Record]) -> io::Result<()> {
+        let (mut found, mut filed) = (self.files.found()?, Steps::new());
         for record in records {
             let Record::Image { id, image, .. } = record else { continue };
             if image.phase.is_over() {
                 continue;
             }
-            let (mut steps, n) = (unwanted.remove(id).unwrap_or_default(), image.n_steps_done);
-            let n_whole = loop {
-                let Some(newest) = steps.range(..=n).next_back().copied() else { break 0 };
-                if self.files.read(id, newest).is_some() {
-                    break newest;
-                }
-                steps.remove(&newest);
-                self.files.remove(id, newest);
-            };
-            if n_whole < n {
-                tracing::warn!(image = %id, step = n, n_whole, "its checkpoint is gone: it goes back to a step before");
-                image.n_steps_done = n_whole;
+            let (steps, n) = (found.remove(id).unwrap_or_default(), image.n_steps_done);
+            let newest = steps.range(..=n).next_back().copied().unwrap_or(0);
+            if newest < n {
+                tracing::warn!(image = %id, step = n, newest, "its checkpoint is gone: it goes back to a step before");
+                image.n_steps_done = newest;
             }
             if !steps.is_empty() {
                 filed.insert(id.clone(), steps);
             }
-        }
-        for (image, steps) in unwanted {
-            tracing::info!(%image, "checkpoints that nobody needs are deleted");
-            steps.into_iter().for_each(|n| self.files.remove(&image, n));
         }
         self.state().filed = filed;
         Ok(())
@@ -149,9 +157,15 @@ impl Checkpoints {
 
     /// From now on rows of `epoch` are taken, and of none before it. To be called while the epoch is known to be on:
     /// whatever ends its image then comes later.
-    pub(crate) fn open_epoch(&self, image: &ImageId, epoch: Epoch) {
+    pub(crate) fn open_epoch(&self, image: &ImageId, epoch: Epoch, origin: Origin) {
         let mut state = self.state();
-        let rows = state.images.entry(image.clone()).or_insert_with(|| Rows { epoch, steps: BTreeMap::new() });
+        let new = || Rows { epoch, origin: origin.clone(), steps: BTreeMap::new() };
+        let rows = state.images.entry(image.clone()).or_insert_with(new);
+        if rows.origin != origin && rows.epoch < epoch {
+            // What was begun with other weights nobody completes.
+            rows.steps.clear();
+            rows.origin = origin;
+        }
         rows.epoch = rows.epoch.max(epoch);
     }
 
@@ -173,6 +187,9 @@ impl Checkpoints {
             if step.is_kept {
                 return Ok(true);
             }
+            if step.is_whole() {
+                return Ok(false);
+            }
             let row_bytes = place.cols * 4;
             let (of_all, of_band) = (place.all_rows * row_bytes, place.n_rows * row_bytes);
             for plane in 0..2 * CHANNELS {
@@ -185,27 +202,37 @@ impl Checkpoints {
                 self.changed.notify_waiters();
                 return Ok(false);
             }
-            step.bytes.clone()
+            std::mem::take(&mut step.bytes)
         };
-        self.keep(image, epoch, n, &whole)?;
-        Ok(true)
+        let kept = self.keep(image, epoch, n, &whole);
+        if kept.is_err()
+            && let Ok(steps) = steps_of(&mut self.state().images, image, epoch)
+            && let Some(step) = steps.get_mut(&n)
+        {
+            // Whoever sent the last rows sends them again.
+            step.bytes = whole;
+            step.has[place.first_row..place.first_row + place.n_rows].fill(false);
+        }
+        kept.map(|()| true)
     }
 
     /// Whether a step was kept before a restart, and whoever sends its rows did not hear of it.
     fn was_kept(&self, image: &ImageId, epoch: Epoch, n_steps_done: usize, n_bytes: usize) -> Result<bool, PutError> {
-        {
+        let origin = {
             let mut state = self.state();
             let is_here = steps_of(&mut state.images, image, epoch)?.contains_key(&n_steps_done);
             if is_here || !state.has_file(image, n_steps_done) {
                 return Ok(false);
             }
-        }
-        Ok(self.files.read(image, n_steps_done).is_some_and(|bytes| bytes.len() == n_bytes))
+            state.origin_of(image)
+        };
+        Ok(self.files.read(image, n_steps_done, &origin).is_some_and(|bytes| bytes.len() == n_bytes))
     }
 
     /// Brings a step to the disk, unless nobody wants it any more.
     fn keep(&self, image: &ImageId, epoch: Epoch, n_steps_done: usize, whole: &[u8]) -> Result<(), PutError> {
-        let partial = self.files.write(image, n_steps_done, whole).map_err(|error| self.fault(error))?;
+        let origin = self.state().origin_of(image);
+        let partial = self.files.write(image, n_steps_done, &origin, whole).map_err(|error| self.fault(error))?;
         {
             let _disk = self.disk();
             let left_behind = self.state().over.remove(image);
@@ -235,7 +262,7 @@ impl Checkpoints {
     }
 
     fn fault(&self, error: io::Error) -> PutError {
-        PutError::Disk { folder: self.files.folder().display().to_string(), error }
+        PutError::Disk { folder: self.folder().path().display().to_string(), error }
     }
 
     /// Waits until all rows behind a step are kept, or never will be: a rank has sent newer ones without these.
@@ -254,19 +281,40 @@ impl Checkpoints {
         }
     }
 
-    /// The whole latent and clean latent behind a step, if they are here and as they were kept.
+    /// The whole latent and clean latent after a step, if they are here and as they were kept. Blocks.
     pub(crate) fn get(&self, image: &ImageId, n_steps_done: usize) -> Option<Bytes> {
-        {
+        let origin = {
             let state = self.state();
-            let step = state.images.get(image).and_then(|rows| rows.steps.get(&n_steps_done));
-            if let Some(step) = step.filter(|step| step.is_kept) {
-                return Some(step.bytes.clone().into());
-            }
             if !state.has_file(image, n_steps_done) {
                 return None;
             }
+            state.origin_of(image)
+        };
+        self.files.read(image, n_steps_done, &origin).map(Bytes::from)
+    }
+
+    /// The newest step up to `most` that is whole; 0 if none is. Files that are damaged count for nothing from then on.
+    /// Blocks.
+    pub(crate) fn newest_whole(&self, image: &ImageId, most: usize) -> usize {
+        loop {
+            let newest = {
+                let state = self.state();
+                let steps = state.filed.get(image);
+                steps.and_then(|steps| steps.range(..=most).next_back().copied())
+            };
+            let Some(newest) = newest else { return 0 };
+            if self.get(image, newest).is_some() {
+                return newest;
+            }
+            // Its file is written over when its rows come again.
+            let mut state = self.state();
+            if let Some(steps) = state.filed.get_mut(image) {
+                steps.remove(&newest);
+            }
+            if let Some(rows) = state.images.get_mut(image) {
+                rows.steps.remove(&newest);
+            }
         }
-        self.files.read(image, n_steps_done).map(Bytes::from)
     }
 
     /// Forgets an image that is over. True if its files are to be deleted by [`Self::sweep`] and nobody is at it.
@@ -296,6 +344,20 @@ impl Checkpoints {
         }
     }
 
+    /// Deletes a file of an image that is not being made. Whether it is gone. Blocks.
+    pub(crate) fn remove_unknown(&self, image: &ImageId, n_steps_done: usize) -> bool {
+        let _disk = self.disk();
+        let is_known = {
+            let state = self.state();
+            state.images.contains_key(image) || state.filed.contains_key(image)
+        };
+        if is_known {
+            return false;
+        }
+        self.files.remove(image, n_steps_done);
+        !self.files.path(image, n_steps_done).exists()
+    }
+
     fn disk(&self) -> MutexGuard<'_, ()> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -308,6 +370,10 @@ impl Checkpoints {
 impl State {
     fn has_file(&self, image: &ImageId, n_steps_done: usize) -> bool {
         self.filed.get(image).is_some_and(|steps| steps.contains(&n_steps_done))
+    }
+
+    fn origin_of(&self, image: &ImageId) -> Origin {
+        self.images.get(image).map(|rows| rows.origin.clone()).unwrap_or_default()
     }
 
     /// Forgets the steps of an image that nobody goes back to once `n_steps_done` are kept; those that have a file.

@@ -20,19 +20,11 @@ pub(crate) struct Clock {
     /// What was due when a grace was last given. A process that is slow and not stopped is late for it again, and
     /// would put it off for ever.
     put_off: Option<Millis>,
-    /// When the last grace ends.
-    grace_until: Option<Instant>,
 }
 
 impl Clock {
     pub(crate) fn new(started: Instant, lease_ttl_ms: u64) -> Self {
-        Self {
-            started,
-            lease: Duration::from_millis(lease_ttl_ms),
-            stopped: Duration::ZERO,
-            put_off: None,
-            grace_until: None,
-        }
+        Self { started, lease: Duration::from_millis(lease_ttl_ms), stopped: Duration::ZERO, put_off: None }
     }
 
     /// A moment as the machine is told it.
@@ -55,14 +47,8 @@ impl Clock {
             return;
         }
         self.put_off = Some(due);
-        self.grace_until = Some(now + grace);
         self.stopped += late + grace;
         tracing::warn!(late_ms = late.as_millis() as u64, "the coordinator was stopped: leases are longer by that");
-    }
-
-    /// Whether the process was stopped not long before `moment`.
-    pub(crate) fn is_grace(&self, moment: Instant) -> bool {
-        self.grace_until.is_some_and(|until| moment < until)
     }
 }
 
@@ -84,7 +70,6 @@ mod tests {
         clock.heed_stop(Some(due), real(60_000));
         assert_eq!(clock.at(real(60_000)), Millis(3_000), "a third of a lease before what is due");
         assert_eq!(clock.moment(due), real(61_000));
-        assert!(clock.is_grace(real(60_999)) && !clock.is_grace(real(61_000)));
         clock.heed_stop(Some(due), clock.moment(due));
         assert_eq!(clock.at(real(61_000)), due, "who said nothing in the grace has had it");
     }
@@ -96,7 +81,6 @@ mod tests {
         clock.heed_stop(Some(Millis(4_000)), real(3_000));
         clock.heed_stop(Some(Millis(4_000)), real(4_200));
         assert_eq!(clock.at(real(4_200)), Millis(4_200));
-        assert!(!clock.is_grace(real(4_200)));
     }
 
     #[test]

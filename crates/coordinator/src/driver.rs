@@ -1,13 +1,18 @@
-//! The only owner of the state machine: one inbox, one loop, outputs performed in order.
+//! The only owner of the state machine: one loop that hears, decides, has it written down, and performs it in order.
+//!
+//! While a batch is on its way to the store the loop goes on: heartbeats count, and what is asked is answered. Answers show
+//! what was decided, which may be a batch ahead of the disk; a crash then decides it again, to the same bytes. What is a
+//! promise waits for the disk: a job that is accepted, an order to a worker, an event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use control::{Control, ControlError, Event, Expelled, Input, Output, ReplyId, SessionId};
+use control::{Control, Event, Input, Output, ReplyId, SessionId};
+use futures_util::future::BoxFuture;
 use plan::JobId;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use store::{Revision, StoreError};
+use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 use wire::v1;
 use wire::v1::session_response::Message as Order;
@@ -15,131 +20,81 @@ use wire::v1::session_response::Message as Order;
 use crate::artifact::Artifacts;
 use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
+use crate::identity::Identity;
+use crate::job_view;
+use crate::ledger::{Ledger, RecordError};
 use crate::metrics::Courses;
-use crate::persist::Persistence;
+use crate::store_thread::Writer;
+use desk::{Answer, Heard, Inbox, Message, Wanted};
 
-/// Things waiting to be done; full means clients are asked to come back.
-const INBOX: usize = 4096;
-/// Orders waiting for one member; a member that does not read them is sent away.
-const ORDERS: usize = 256;
-/// Events a watcher may lag behind before it begins anew with a snapshot.
-const EVENTS: usize = 8192;
+mod desk;
+mod log;
 
-/// A question about the state, answered between two changes.
-type Question = Box<dyn FnOnce(&Control) + Send>;
+pub(crate) use desk::{Changes, Desk, Refusal, Unanswered};
 
-enum Message {
-    Do(Input),
-    Open(SessionId, mpsc::Sender<v1::SessionResponse>),
-    Answer(ReplyId, oneshot::Sender<Result<JobId, ControlError>>),
-    Ask(Question),
-}
+/// Changes of a job that a watcher may lag behind before it begins anew with a snapshot.
+const CHANGES: usize = 1024;
+/// Before a batch is tried again that the store did not take; doubled with each try, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the services reach the driver.
-#[derive(Clone)]
-pub(crate) struct Desk {
-    /// Every message with when it was heard of: a machine that was busy in between holds it against nobody.
-    inbox: mpsc::Sender<(Instant, Message)>,
-    events: broadcast::Sender<Arc<Event>>,
-    next_id: Arc<AtomicU64>,
-}
-
-/// The driver is gone: the process is ending.
+/// Why nothing can be promised any more.
 #[derive(Debug, thiserror::Error)]
-#[error("the coordinator is ending")]
-pub(crate) struct Gone;
+pub(crate) enum DriverError {
+    /// The store refuses for good.
+    #[error("write down what happened: {0}")]
+    Store(#[from] StoreError),
+    /// What happened has no form to be written in.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
 
-impl Desk {
-    fn id(&self) -> u64 {
-        self.next_id.fetch_add(1, Ordering::SeqCst)
-    }
-
-    async fn send(&self, message: Message) -> Result<(), Gone> {
-        self.inbox.send((Instant::now(), message)).await.map_err(|_| Gone)
-    }
-
-    /// Something happened.
-    pub(crate) async fn tell(&self, input: Input) -> Result<(), Gone> {
-        self.send(Message::Do(input)).await
-    }
-
-    /// Something a client wants, and what becomes of it.
-    pub(crate) async fn request(
-        &self,
-        input: impl FnOnce(ReplyId) -> Input,
-    ) -> Result<Result<JobId, ControlError>, Gone> {
-        let (answer, answered) = oneshot::channel();
-        let reply = ReplyId(self.id());
-        self.send(Message::Answer(reply, answer)).await?;
-        self.tell(input(reply)).await?;
-        answered.await.map_err(|_| Gone)
-    }
-
-    /// What is true now.
-    pub(crate) async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&Control) -> T + Send + 'static,
-    ) -> Result<T, Gone> {
-        let (answer, answered) = oneshot::channel();
-        let ask: Question = Box::new(move |control| drop(answer.send(question(control))));
-        self.send(Message::Ask(ask)).await?;
-        answered.await.map_err(|_| Gone)
-    }
-
-    /// A member's session, and the orders that go down it.
-    pub(crate) async fn open(&self) -> Result<(SessionId, mpsc::Receiver<v1::SessionResponse>), Gone> {
-        let (orders, to_send) = mpsc::channel(ORDERS);
-        let session = SessionId(self.id());
-        self.send(Message::Open(session, orders)).await?;
-        Ok((session, to_send))
-    }
-
-    /// Everything that happens from now on.
-    pub(crate) fn events(&self) -> broadcast::Receiver<Arc<Event>> {
-        self.events.subscribe()
-    }
+/// What the driver works with.
+pub(crate) struct Tools {
+    pub(crate) ledger: Ledger,
+    pub(crate) writer: Box<dyn Writer>,
+    pub(crate) identity: Identity,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) courses: Courses,
+    pub(crate) clock: Clock,
 }
 
 /// Owns the machine.
 pub(crate) struct Driver {
     control: Control,
-    persistence: Persistence,
-    checkpoints: Arc<Checkpoints>,
-    artifacts: Arc<Artifacts>,
-    courses: Courses,
-    clock: Clock,
-    inbox: mpsc::Receiver<(Instant, Message)>,
+    tools: Tools,
+    inbox: Inbox,
     desk: Desk,
+    /// A batch on its way to the store.
+    writing: Option<BoxFuture<'static, Result<Revision, StoreError>>>,
+    /// Set while the store takes no writes.
+    outage: Option<Outage>,
     sessions: BTreeMap<SessionId, mpsc::Sender<v1::SessionResponse>>,
-    answers: BTreeMap<ReplyId, oneshot::Sender<Result<JobId, ControlError>>>,
-    /// Sessions that ended in the grace behind a stop, as the machine would be told.
-    hung_up: Vec<Input>,
+    answers: BTreeMap<ReplyId, (&'static str, Answer)>,
+    watchers: BTreeMap<JobId, broadcast::Sender<Arc<v1::WatchJobResponse>>>,
+}
+
+/// The store takes no writes.
+struct Outage {
+    since: Instant,
+    reason: String,
+    pause: Duration,
 }
 
 impl Driver {
-    pub(crate) fn new(
-        control: Control,
-        persistence: Persistence,
-        (checkpoints, artifacts): (Arc<Checkpoints>, Arc<Artifacts>),
-        courses: Courses,
-        clock: Clock,
-    ) -> Self {
-        let (inbox, messages) = mpsc::channel(INBOX);
-        let desk = Desk { inbox, events: broadcast::Sender::new(EVENTS), next_id: Arc::new(AtomicU64::new(1)) };
-        let (sessions, answers) = (BTreeMap::new(), BTreeMap::new());
-        let hung_up = Vec::new();
+    pub(crate) fn new(control: Control, tools: Tools) -> Self {
+        let (desk, inbox) = Desk::new();
         Self {
             control,
-            persistence,
-            checkpoints,
-            artifacts,
-            courses,
-            clock,
-            inbox: messages,
+            tools,
+            inbox,
             desk,
-            sessions,
-            answers,
-            hung_up,
+            writing: None,
+            outage: None,
+            sessions: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            watchers: BTreeMap::new(),
         }
     }
 
@@ -147,87 +102,90 @@ impl Driver {
         self.desk.clone()
     }
 
-    /// Runs until the store fails.
-    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+    /// Runs until the store refuses for good.
+    pub(crate) async fn run(mut self) -> Result<(), DriverError> {
         loop {
-            let due = self.control.poll_timeout().map(|due| self.clock.moment(due));
+            let due = self.control.poll_timeout().map(|due| self.tools.clock.moment(due));
             let asleep = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
             // What was said in time counts before the clock does.
             let heard = tokio::select! {
                 biased;
-                message = self.inbox.recv() => match message {
-                    Some(heard) => Some(heard),
-                    None => return Ok(()),
-                },
+                written = at_work(&mut self.writing) => {
+                    self.written(written)?;
+                    self.perform()?;
+                    continue;
+                }
+                heard = self.inbox.members.recv() => heard,
+                heard = self.inbox.clients.recv() => heard,
                 () = asleep => None,
             };
             self.turn(Instant::now(), heard);
-            self.perform().await?;
+            self.perform()?;
         }
     }
 
     /// Does one thing: what was heard, or else what is due.
-    fn turn(&mut self, now: Instant, heard: Option<(Instant, Message)>) {
+    fn turn(&mut self, now: Instant, heard: Option<Heard>) {
         let moment = heard.as_ref().map_or(now, |(moment, _)| *moment);
-        self.clock.heed_stop(self.control.poll_timeout(), moment);
+        self.tools.clock.heed_stop(self.control.poll_timeout(), moment);
         match heard {
             Some((_, message)) => self.hear(moment, message),
-            None => self.control.handle_timeout(self.clock.at(now)),
+            None => self.control.handle_timeout(self.tools.clock.at(now)),
         }
     }
 
     fn hear(&mut self, moment: Instant, message: Message) {
-        let now = self.clock.at(moment);
+        let now = self.tools.clock.at(moment);
         // Whatever comes drives the clock: however many ask, what is due is done.
         self.control.handle_timeout(now);
-        if !self.clock.is_grace(moment) {
-            self.hung_up.clear();
-        }
         match message {
             Message::Do(input) => {
-                match &input {
-                    Input::Left { session, .. } => {
-                        self.sessions.remove(session);
-                        // Workers hang up on a coordinator that was stopped and come again. Who does not loses its lease.
-                        if self.clock.is_grace(moment) {
-                            self.hung_up.push(input);
-                            return;
-                        }
-                    }
-                    // Perhaps another process of that name: then the one before has left.
-                    Input::Join { worker, hello, .. } if hello.running.is_none() => {
-                        let is_of = |left: &&Input| matches!(left, Input::Left { worker: of, .. } if of == worker);
-                        for left in self.hung_up.iter().filter(is_of) {
-                            self.control.handle(now, left.clone());
-                        }
-                    }
-                    _ => {}
+                if let Input::Left { session, .. } = &input {
+                    self.sessions.remove(session);
                 }
-                let input = self.without_picture(input);
+                log::input(&self.control, &input);
+                let input = self.believed(input);
+                self.control.handle(now, input);
+            }
+            Message::Join { session, orders, input } => {
+                self.sessions.insert(session, orders);
                 self.control.handle(now, input);
             }
             Message::Ask(question) => question(&self.control),
-            Message::Open(session, orders) => drop(self.sessions.insert(session, orders)),
-            Message::Answer(reply, answer) => drop(self.answers.insert(reply, answer)),
+            Message::Want(Wanted { reply, input, answer }) => match &self.outage {
+                // A client that has gone away does not want to know.
+                Some(outage) => {
+                    drop(answer.send(Err(Refusal::StoreAway { reason: outage.reason.clone() })));
+                }
+                None => {
+                    self.answers.insert(reply, (log::wish(&input), answer));
+                    self.control.handle(now, input);
+                }
+            },
+            Message::Watch(job, answer) => {
+                let changes = self.control.job(&job).is_some().then(|| {
+                    let changes = self.watchers.entry(job).or_insert_with(|| broadcast::Sender::new(CHANGES));
+                    changes.subscribe()
+                });
+                drop(answer.send(changes));
+            }
         }
     }
 
-    /// Performs what is to be done: first all that is to be durable is so, then the rest leaves, in order.
-    async fn perform(&mut self) -> anyhow::Result<()> {
-        let mut rest = Vec::new();
+    /// Hands what was decided to the ledger and the ledger's next batch to the store, and performs what rests on nothing
+    /// that is still on its way.
+    fn perform(&mut self) -> Result<(), DriverError> {
         while let Some(output) = self.control.poll_output() {
-            self.courses.heard(Instant::now(), &output);
-            if let Output::Forget { job, n_images, .. } = &output {
-                self.persistence.forget(job, *n_images);
-            }
-            match output {
-                Output::Persist(record) => self.persistence.add(*record),
-                other => rest.push(other),
-            }
+            self.tools.courses.heard(Instant::now(), &output);
+            self.tools.ledger.take(output)?;
         }
-        self.persistence.commit().await?;
+        if self.writing.is_none()
+            && let Some(txn) = self.tools.ledger.poll_part()
+        {
+            self.writing = Some(self.tools.writer.write(txn, false));
+        }
         let mut closed: BTreeSet<SessionId> = BTreeSet::new();
-        for output in rest {
+        while let Some(output) = self.tools.ledger.poll_act() {
             self.act(output, &mut closed);
         }
         for session in closed {
@@ -236,77 +194,115 @@ impl Driver {
         Ok(())
     }
 
+    /// The store has answered.
+    fn written(&mut self, written: Result<Revision, StoreError>) -> Result<(), DriverError> {
+        self.writing = None;
+        let error = match written {
+            Ok(revision) => {
+                self.tools.ledger.written(revision);
+                if let Some(outage) = self.outage.take() {
+                    let for_ms = outage.since.elapsed().as_millis() as u64;
+                    tracing::info!(for_ms, "the store takes writes again");
+                }
+                return Ok(());
+            }
+            Err(error) if error.is_retryable() => error,
+            Err(error) => return Err(error.into()),
+        };
+        let reason = error.to_string();
+        let pause = match &self.outage {
+            Some(outage) => (2 * outage.pause).min(LONGEST_PAUSE),
+            None => {
+                tracing::warn!(%error, "the store takes no writes: trying again until it does");
+                // Clients need not wait for who knows how long.
+                for (_, (_, client)) in std::mem::take(&mut self.answers) {
+                    drop(client.send(Err(Refusal::Unsure { reason: reason.clone() })));
+                }
+                FIRST_PAUSE
+            }
+        };
+        let since = self.outage.as_ref().map_or_else(Instant::now, |outage| outage.since);
+        self.outage = Some(Outage { since, reason, pause });
+        if let Some(txn) = self.tools.ledger.on_its_way() {
+            let again = self.tools.writer.write(txn, true);
+            self.writing = Some(Box::pin(async move {
+                tokio::time::sleep(pause).await;
+                again.await
+            }));
+        }
+        Ok(())
+    }
+
     fn act(&mut self, output: Output, closed: &mut BTreeSet<SessionId>) {
+        log::output(&output);
         match output {
-            // Was written before anything is done.
-            Output::Persist(_) => {}
+            // The ledger has records written before anything that follows leaves; the log tells of quarantines.
+            Output::Persist(_) | Output::Quarantine { .. } => {}
             Output::Reply { reply, answer } => {
-                // A client that has gone away does not want to know.
-                drop(self.answers.remove(&reply).map(|client| client.send(answer)));
+                if let Some((wish, client)) = self.answers.remove(&reply) {
+                    log::answer(wish, &answer);
+                    // A client that has gone away does not want to know.
+                    drop(client.send(answer.map_err(Refusal::from)));
+                }
             }
             Output::Welcome { session, lease_ttl_ms, .. } => {
                 self.order(session, Order::Welcome(v1::Welcome { lease_ttl_ms }));
             }
-            Output::Refuse { worker, session, reason } => {
-                tracing::warn!(%worker, reason, "a worker was refused");
+            Output::Refuse { session, reason, .. } => {
                 self.order(session, Order::Refused(v1::Refused { reason }));
                 closed.insert(session);
             }
-            Output::Expel { worker, session, why } => {
-                match why {
-                    Expelled::LeaseEnded => tracing::warn!(%worker, "its lease ended"),
-                    Expelled::Replaced => tracing::info!(%worker, "opened another session"),
-                }
+            Output::Expel { session, .. } => {
                 closed.insert(session);
             }
-            Output::Quarantine { worker, for_ms, message } => {
-                tracing::warn!(%worker, for_ms, message, "is given no work for a while: it failed again and again");
-            }
             Output::Assign { worker, session, assignment } => {
-                tracing::info!(
-                    %worker, image = %assignment.image, epoch = %assignment.epoch, rank = %assignment.rank,
-                    n_ranks = assignment.mesh.n_ranks(), n_rows = assignment.mesh.band(assignment.rank).n_rows(),
-                    n_steps_done = assignment.n_steps_done, "assigned"
-                );
-                self.order(session, Order::Assign((&*assignment).into()));
+                let (epoch, image, rank) = (assignment.epoch, &assignment.image, assignment.rank);
+                let secret = self.tools.identity.seat_secret(epoch, image, rank, &worker);
+                let assign = v1::Assign { secret: secret.into(), ..(&*assignment).into() };
+                self.order(session, Order::Assign(assign));
             }
             Output::Abort { session, epoch, .. } => self.order(session, Order::Abort(v1::Abort { epoch: epoch.0 })),
             Output::Stop { session, epoch, .. } => self.order(session, Order::Stop(v1::Stop { epoch: epoch.0 })),
-            Output::Drained { worker, session } => {
-                tracing::info!(%worker, "has drained");
+            Output::Drained { session, .. } => {
                 self.order(session, Order::Drained(v1::Drained {}));
                 closed.insert(session);
             }
             Output::DropCheckpoint { image } => {
-                if self.checkpoints.remove(&image) {
-                    let checkpoints = Arc::clone(&self.checkpoints);
-                    // What is left of them at the process's end goes at its next start.
+                if self.tools.checkpoints.remove(&image) {
+                    let checkpoints = Arc::clone(&self.tools.checkpoints);
                     drop(tokio::task::spawn_blocking(move || checkpoints.sweep()));
                 }
             }
             Output::Forget { job, artifacts: names, .. } => {
-                tracing::info!(%job, n_pictures = names.len(), "forgotten");
-                names.iter().for_each(|name| self.artifacts.remove(name));
+                self.watchers.remove(&job);
+                // An image of the same bytes may have been finished while the deletion was written down.
+                let names = names.into_iter().filter(|name| !self.control.has_picture(name));
+                if self.tools.artifacts.remove(names) {
+                    let artifacts = Arc::clone(&self.tools.artifacts);
+                    drop(tokio::task::spawn_blocking(move || artifacts.sweep()));
+                }
             }
-            Output::Event(event) => {
-                tracing::debug!(
-                    image = %event.image, phase = ?event.phase, step = event.n_steps_done, message = event.message, "changed"
-                );
-                // Nobody may be watching.
-                drop(self.desk.events.send(Arc::from(event)));
-            }
+            Output::Event(event) => self.tell(&event),
         }
     }
 
-    /// What a worker finished counts if its picture is there; one that is not was the same as a deleted job's, or was lost.
-    /// It is made again from its last step.
-    fn without_picture(&self, input: Input) -> Input {
-        match input {
-            Input::Finished { worker, session, epoch, artifact } if self.artifacts.file(&artifact.sha256).is_none() => {
-                let message = "its picture is not there any more: it is made again from its last step".to_owned();
-                Input::Failed { worker, session, epoch, cause: plan::Cause::Peer, message, blamed: None }
+    /// Tells those who watch the job.
+    fn tell(&mut self, event: &Event) {
+        let Some(changes) = self.watchers.get(&event.image.job) else { return };
+        let change = Arc::new(job_view::of_event(event));
+        let is_over = job_view::is_over(change.job_state);
+        if changes.send(change).is_err() || is_over {
+            self.watchers.remove(&event.image.job);
+        }
+    }
+
+    /// What a worker finished does not count if its picture has gone with a deleted job that had the same.
+    fn believed(&self, input: Input) -> Input {
+        match &input {
+            Input::Finished { artifact, .. } if self.tools.artifacts.is_condemned(&artifact.sha256) => {
+                made_again(input)
             }
-            other => other,
+            _ => input,
         }
     }
 
@@ -318,6 +314,25 @@ impl Driver {
             tracing::warn!(session = session.0, "a worker does not read its orders: its session ends");
         }
         self.sessions.remove(&session);
+    }
+}
+
+/// A picture that a worker finished and that is not there: it is made again from its last step.
+pub(crate) fn made_again(input: Input) -> Input {
+    match input {
+        Input::Finished { worker, session, epoch, .. } => {
+            let message = "its picture is not there any more: it is made again from its last step".to_owned();
+            Input::Failed { worker, session, epoch, cause: plan::Cause::Peer, message, blamed: None }
+        }
+        other => other,
+    }
+}
+
+/// What is at work; for ever if nothing is.
+async fn at_work<T>(work: &mut Option<BoxFuture<'static, T>>) -> T {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -74,7 +74,7 @@ fn of_image(control: &Control, index: u32, image: &Image) -> v1::Image {
     }
 }
 
-pub(crate) fn of_event(event: &Event, artifact: Option<v1::Artifact>) -> v1::WatchJobResponse {
+pub(crate) fn of_event(event: &Event) -> v1::WatchJobResponse {
     v1::WatchJobResponse {
         revision: event.revision,
         job: event.image.job.0.clone(),
@@ -82,7 +82,7 @@ pub(crate) fn of_event(event: &Event, artifact: Option<v1::Artifact>) -> v1::Wat
             index: event.image.image.0,
             state: state(event.phase).into(),
             step: event.n_steps_done as u32,
-            artifact,
+            artifact: event.artifact.as_ref().map(artifact),
             message: said(&event.message),
             epoch: event.epoch.map_or(0, |epoch| epoch.0),
             workers: names(&event.workers),

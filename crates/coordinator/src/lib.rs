@@ -8,15 +8,19 @@ mod checkpoint;
 mod clock;
 mod cluster;
 mod driver;
+mod folder;
+mod gc;
+mod identity;
 mod incoming;
 mod job_view;
+mod ledger;
 mod metrics;
-mod persist;
 mod render_service;
 mod report;
 pub mod role;
 mod scaler;
 mod status;
+mod store_thread;
 
 #[cfg(test)]
 mod testing;
@@ -42,10 +46,14 @@ use wire::v1::render_service_server::RenderServiceServer;
 use artifact::Artifacts;
 use checkpoint::Checkpoints;
 use clock::Clock;
-use driver::Driver;
+use driver::{Driver, Tools};
+use folder::{Folder, FolderLock};
+use gc::Collector;
+use identity::Identity;
+use incoming::CountRequests;
 use metrics::{Courses, Glance, Metrics};
-use persist::Persistence;
 use scaler::Scaler;
+use store_thread::StoreThread;
 
 /// What a coordinator is told at its start.
 #[derive(Debug, Clone)]
@@ -58,6 +66,8 @@ pub struct Config {
     pub artifacts: PathBuf,
     /// How long workers are waited for.
     pub patience: Patience,
+    /// Takes over folders that another store has marked. Deletes nothing.
+    pub adopt: bool,
 }
 
 /// How long workers are waited for, and how often an image is tried.
@@ -75,6 +85,8 @@ pub struct Patience {
 pub struct Coordinator {
     listener: TcpListener,
     driver: Driver,
+    identity: Identity,
+    _locks: Vec<FolderLock>,
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
     metrics: Metrics,
@@ -86,12 +98,21 @@ impl Coordinator {
     /// # Errors
     /// If one of them cannot be used; the message names it.
     pub async fn build(config: Config, registry: &Registry) -> anyhow::Result<Self> {
-        let folder = config.store.parent().unwrap_or(Path::new(""));
-        let checkpoints = Arc::new(Checkpoints::open(folder.join("checkpoints"))?);
+        let parent = config.store.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let places = [parent.join("checkpoints"), config.artifacts.clone()];
+        if !config.adopt {
+            Folder::refuse_new_store(&config.store, &[&places[0], &places[1]])?;
+        }
+        std::fs::create_dir_all(parent).with_context(|| format!("create the folder {}", parent.display()))?;
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.store)?);
-        let artifacts = Arc::new(Artifacts::open(config.artifacts.clone())?);
-        let (persistence, mut records) = Persistence::load(store)?;
-        checkpoints.check(&mut records)?;
+        let (ledger, identity, mut records) = ledger::load(&*store)?;
+        let open = |place: &PathBuf| Folder::open(place.clone(), &config.store, &identity, config.adopt);
+        let folders = [open(&places[0])?, open(&places[1])?];
+        let locks = lock(&folders)?;
+        let [checkpoints, artifacts] = folders;
+        let checkpoints = Arc::new(Checkpoints::new(checkpoints));
+        let artifacts = Arc::new(Artifacts::new(artifacts));
+        checkpoints.check(&mut records).context("read the folder of checkpoints")?;
         let (usual, lease_ttl_ms) = (control::Config::default(), config.patience.lease_ttl_ms);
         let machine = control::Config {
             lease_ttl_ms,
@@ -108,9 +129,17 @@ impl Coordinator {
         let metrics = Metrics::register(registry).context("make metrics")?;
         let clock = Clock::new(Instant::now(), lease_ttl_ms);
         let courses = Courses::new(metrics.clone());
-        let kept = (Arc::clone(&checkpoints), Arc::clone(&artifacts));
-        let driver = Driver::new(control, persistence, kept, courses, clock);
-        Ok(Self { listener, driver, checkpoints, artifacts, metrics })
+        let tools = Tools {
+            ledger,
+            writer: Box::new(StoreThread::start(store).context("start the store's thread")?),
+            identity: identity.clone(),
+            checkpoints: Arc::clone(&checkpoints),
+            artifacts: Arc::clone(&artifacts),
+            courses,
+            clock,
+        };
+        let driver = Driver::new(control, tools);
+        Ok(Self { listener, driver, identity, _locks: locks, checkpoints, artifacts, metrics })
     }
 
     /// Brings the gauges up to date, whenever it is called; they stay as they are once the process is ending.
@@ -150,11 +179,14 @@ impl Coordinator {
                 .register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let clients = render_service::Clients::new(desk.clone(), Arc::clone(&self.artifacts));
-        let (checkpoints, artifacts) = (self.checkpoints, self.artifacts);
-        let members = cluster::Members::new(desk.clone(), checkpoints, artifacts, self.metrics, cluster::PART_WITHIN);
+        let collector = Collector::new(desk.clone(), Arc::clone(&self.artifacts), Arc::clone(&self.checkpoints));
+        let clients = render_service::Clients::new(desk.clone(), Arc::clone(&self.artifacts), collector);
+        let kept = (self.checkpoints, self.artifacts);
+        let members = cluster::Members::new(desk.clone(), self.identity, kept, self.metrics, cluster::PART_WITHIN);
         let scaler = Scaler::new(desk);
         const LARGEST_SUBMIT_BYTES: usize = 256 << 10;
+        const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+        const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
         // Sessions, watchers and KEDA's streams have no end of their own; what is asked meanwhile is still answered.
         const LAST_ANSWERS: Duration = Duration::from_secs(1);
         let (told, is_told) = tokio::sync::oneshot::channel();
@@ -174,6 +206,10 @@ impl Coordinator {
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .tcp_nodelay(true)
             .max_concurrent_streams(1024)
+            // Of one connection many streams may be full of what nobody reads yet; heartbeats still come through.
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .layer(CountRequests)
             .add_service(RenderServiceServer::new(clients).max_decoding_message_size(LARGEST_SUBMIT_BYTES))
             .add_service(ClusterServiceServer::new(members))
             .add_service(ExternalScalerServer::new(scaler))
@@ -183,8 +219,16 @@ impl Coordinator {
             .serve_with_incoming_shutdown(incoming::incoming(self.listener), shutdown);
         tokio::select! {
             served = serving => served.context("serve"),
-            driven = self.driver.run() => driven,
+            driven = self.driver.run() => Ok(driven?),
             () = end => Ok(()),
         }
     }
+}
+
+/// Keeps other coordinators out of both folders, which may be one.
+fn lock(folders: &[Folder; 2]) -> Result<Vec<FolderLock>, folder::FolderError> {
+    let [first, second] = folders;
+    let is_one = first.path().canonicalize().ok() == second.path().canonicalize().ok();
+    let wanted = if is_one { vec![first] } else { vec![first, second] };
+    wanted.into_iter().map(Folder::lock).collect()
 }

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     stalled: IntCounter,
     fenced: IntCounter,
     refused: IntCounter,
+    strangers: IntCounter,
     nonfinite: IntCounter,
     checkpoint_bytes: IntCounter,
     artifact_put: Histogram,
@@ -108,6 +109,10 @@ impl Metrics {
             stalled: counter("fresco_stalled_total", "Attempts given up because a rank made no progress.")?,
             fenced: counter("fresco_worker_fenced_total", "Messages of an epoch or session that is over, dropped.")?,
             refused: counter("fresco_worker_refused_total", "Workers that were not let in.")?,
+            strangers: counter(
+                "fresco_wrong_secret_total",
+                "Transfers refused because their sender does not have the seat.",
+            )?,
             nonfinite: counter("fresco_nonfinite_total", "Attempts that ended with a value that is not finite.")?,
             checkpoint_bytes: counter("fresco_checkpoint_bytes_total", "Bytes of rows taken in behind steps.")?,
             artifact_put: put(
@@ -134,6 +139,16 @@ impl Metrics {
     /// Rows of a checkpoint came in.
     pub(crate) fn rows_kept(&self, n_bytes: u64) {
         self.checkpoint_bytes.inc_by(n_bytes);
+    }
+
+    /// Somebody who does not have the seat it speaks for was refused.
+    pub(crate) fn stranger_refused(&self) {
+        self.strangers.inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn strangers_refused(&self) -> u64 {
+        self.strangers.get()
     }
 
     /// A picture was kept, or not.
@@ -310,6 +325,7 @@ mod tests {
             epoch: Some(Epoch(1)),
             workers: Vec::new(),
             message: String::new(),
+            artifact: None,
         }))
     }
 

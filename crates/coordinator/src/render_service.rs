@@ -2,28 +2,30 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use control::{Event, Input, JobSpec};
+use control::{ArtifactRef, ControlError, Input, JobSpec};
 use futures_util::Stream;
-use plan::{ImageIdx, JobId};
-use tokio::io::AsyncReadExt;
+use plan::{ImageId, ImageIdx, JobId};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 use wire::v1::render_service_server::RenderService;
 use wire::{convert, v1};
 
-use crate::artifact::Artifacts;
-use crate::driver::Desk;
+use crate::artifact::{Artifacts, ReadError};
+use crate::driver::{Changes, Desk};
+use crate::gc::Collector;
 use crate::job_view;
 use crate::report;
-use crate::status::{invalid, of_control, status};
+use crate::status::{invalid, of_control, of_refusal, status};
 
 /// Bytes of one part of a picture.
-const CHUNK_BYTES: usize = 512 << 10;
+const CHUNK_BYTES: usize = 256 << 10;
 const LONGEST_REQUEST_ID: usize = 256;
+/// Of a job's id and of a page token, as far as they are looked at and repeated; ours are shorter.
+const LONGEST_ID_BYTES: usize = 64;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -31,17 +33,69 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct Clients {
     desk: Desk,
     artifacts: Arc<Artifacts>,
+    collector: Collector,
 }
 
 impl Clients {
-    pub(crate) fn new(desk: Desk, artifacts: Arc<Artifacts>) -> Self {
-        Self { desk, artifacts }
+    pub(crate) fn new(desk: Desk, artifacts: Arc<Artifacts>, collector: Collector) -> Self {
+        Self { desk, artifacts, collector }
     }
 
     async fn job(&self, id: JobId) -> Result<v1::Job, Status> {
         let wanted = id.clone();
         let job = self.desk.ask(move |control| job_view::job(control, &wanted)).await?;
-        job.ok_or_else(|| of_control(&control::ControlError::NotFound { job: id }))
+        job.ok_or_else(|| not_found(id))
+    }
+
+    /// The picture of an image that is done.
+    async fn artifact(&self, id: &ImageId) -> Result<ArtifactRef, Status> {
+        let asked = id.clone();
+        let (n_images, artifact) = self
+            .desk
+            .ask(move |control| {
+                let n_images = control.job(&asked.job).map(|job| job.images.len());
+                (n_images, control.image(&asked).and_then(|image| image.artifact.clone()))
+            })
+            .await?;
+        let n_images = n_images.ok_or_else(|| not_found(id.job.clone()))?;
+        let ImageId { job, image } = id;
+        if image.0 as usize >= n_images {
+            let message = format!("job `{job}` has no image {image}: its {n_images} images are counted from 0");
+            return Err(status(Code::NotFound, "IMAGE_NOT_FOUND", message, Some("image"), None));
+        }
+        artifact.ok_or_else(|| {
+            let message = format!("image {image} of job `{job}` is not done: `fresco get {job}` says where it is");
+            status(Code::FailedPrecondition, "IMAGE_NOT_DONE", message, Some("image"), None)
+        })
+    }
+}
+
+fn not_found(job: JobId) -> Status {
+    of_control(&ControlError::NotFound { job })
+}
+
+/// A job's id as a client gives it. One that is longer than ours is no job's, and not repeated in full.
+fn job_id(id: String) -> JobId {
+    JobId(report::cut(id, LONGEST_ID_BYTES))
+}
+
+/// What a client is told of a picture that cannot be given out. The machine hears of one that is lost.
+async fn unread(desk: &Desk, image: &ImageId, artifact: &ArtifactRef, error: &ReadError) -> Status {
+    let ImageId { job, image: index } = image;
+    match error {
+        ReadError::Away { .. } => {
+            let message = format!("image {index} of job `{job}` cannot be read now: {error}");
+            status(Code::Unavailable, "ARTIFACTS_AWAY", message, None, Some(Duration::from_secs(5)))
+        }
+        ReadError::Lost { .. } => {
+            tracing::error!(%image, sha256 = artifact.sha256, %error, "a picture is lost");
+            let message = format!("the picture is lost: {error}");
+            let input = Input::PictureLost { image: image.clone(), sha256: artifact.sha256.clone(), message };
+            // If the coordinator is ending, whoever asks it next finds the same.
+            drop(desk.tell(input).await);
+            let message = format!("image {index} of job `{job}` is lost: {error}: `fresco retry {job}` makes it again");
+            status(Code::DataLoss, "ARTIFACT_LOST", message, None, None)
+        }
     }
 }
 
@@ -75,12 +129,12 @@ impl RenderService for Clients {
         };
         let job = new_job_id(SystemTime::now());
         let accepted = self.desk.request(|reply| Input::Submit { job, request_id, spec, reply }).await?;
-        let job = self.job(accepted.map_err(|error| of_control(&error))?).await?;
+        let job = self.job(accepted.map_err(|refusal| of_refusal(&refusal))?).await?;
         Ok(Response::new(v1::CreateJobResponse { job: Some(job) }))
     }
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::GetJobResponse>, Status> {
-        let job = self.job(JobId(request.into_inner().id)).await?;
+        let job = self.job(job_id(request.into_inner().id)).await?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
     }
 
@@ -91,7 +145,8 @@ impl RenderService for Clients {
             None
         } else {
             Some(page_token.parse().map_err(|_| {
-                let message = format!("page token `{page_token}` is none of ours: begin without one");
+                let page_token = report::cut(page_token.clone(), LONGEST_ID_BYTES);
+                let message = format!("invalid page token `{page_token}`: begin without one");
                 status(Code::InvalidArgument, "PAGE_TOKEN", message, Some("page_token"), None)
             })?)
         };
@@ -103,13 +158,12 @@ impl RenderService for Clients {
 
     async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
         let v1::WatchJobRequest { id, after_revision } = request.into_inner();
-        let id = JobId(id);
+        let id = job_id(id);
         // Listens first, looks then: nothing falls between.
-        let events = self.desk.events();
-        self.job(id.clone()).await?;
+        let changes = self.desk.watch(id.clone()).await?.ok_or_else(|| not_found(id.clone()))?;
         let (answers, stream) = mpsc::channel(64);
         let watcher = Watcher { desk: self.desk.clone(), id, seen: after_revision, answers };
-        tokio::spawn(watcher.run(events));
+        tokio::spawn(watcher.run(changes));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -117,16 +171,16 @@ impl RenderService for Clients {
         &self,
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
-        let job = JobId(request.into_inner().id);
+        let job = job_id(request.into_inner().id);
         let answer = self.desk.request(|reply| Input::Cancel { job, reply }).await?;
-        let job = self.job(answer.map_err(|error| of_control(&error))?).await?;
+        let job = self.job(answer.map_err(|refusal| of_refusal(&refusal))?).await?;
         Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
     }
 
     async fn retry_job(&self, request: Request<v1::RetryJobRequest>) -> Result<Response<v1::RetryJobResponse>, Status> {
-        let job = JobId(request.into_inner().id);
+        let job = job_id(request.into_inner().id);
         let answer = self.desk.request(|reply| Input::Retry { job, reply }).await?;
-        let job = self.job(answer.map_err(|error| of_control(&error))?).await?;
+        let job = self.job(answer.map_err(|refusal| of_refusal(&refusal))?).await?;
         Ok(Response::new(v1::RetryJobResponse { job: Some(job) }))
     }
 
@@ -134,9 +188,9 @@ impl RenderService for Clients {
         &self,
         request: Request<v1::DeleteJobRequest>,
     ) -> Result<Response<v1::DeleteJobResponse>, Status> {
-        let job = JobId(request.into_inner().id);
+        let job = job_id(request.into_inner().id);
         let answer = self.desk.request(|reply| Input::Delete { job, reply }).await?;
-        answer.map_err(|error| of_control(&error))?;
+        answer.map_err(|refusal| of_refusal(&refusal))?;
         Ok(Response::new(v1::DeleteJobResponse {}))
     }
 
@@ -147,42 +201,46 @@ impl RenderService for Clients {
         request: Request<v1::GetArtifactRequest>,
     ) -> Result<Response<Self::GetArtifactStream>, Status> {
         let v1::GetArtifactRequest { job, image } = request.into_inner();
-        let (id, index) = (JobId(job), ImageIdx(image));
-        let known = self.job(id.clone()).await?;
-        let artifact = known.images.into_iter().find(|found| found.index == index.0).and_then(|found| found.artifact);
-        let missing = || {
-            let message = format!("image {index} of job `{id}` is not done: `fresco get {id}` says where it is");
-            status(Code::FailedPrecondition, "IMAGE_NOT_DONE", message, Some("image"), None)
+        let id = ImageId { job: job_id(job), image: ImageIdx(image) };
+        let artifact = self.artifact(&id).await?;
+        let mut outgoing = match self.artifacts.open(&artifact.sha256, artifact.size_bytes).await {
+            Ok(outgoing) => outgoing,
+            Err(error) => {
+                // Deleted meanwhile, or made again: then that is said.
+                if self.artifact(&id).await? != artifact {
+                    return Err(status(Code::Unavailable, "ARTIFACT_CHANGED", "fetch it again", None, None));
+                }
+                return Err(unread(&self.desk, &id, &artifact, &error).await);
+            }
         };
-        let artifact = artifact.ok_or_else(missing)?;
-        let file = self.artifacts.file(&artifact.sha256);
-        if file.is_none() {
-            // Deleted meanwhile: then it is not known.
-            self.job(id.clone()).await?;
-        }
-        let file = file.ok_or_else(|| {
-            let message = format!("the file of image {index} of job `{id}` is gone: `fresco retry {id}` does not help");
-            status(Code::DataLoss, "ARTIFACT_GONE", message, None, None)
-        })?;
-        let (answers, stream) = mpsc::channel(8);
+        let desk = self.desk.clone();
+        let (answers, stream) = mpsc::channel(2);
         tokio::spawn(async move {
-            let mut file = tokio::fs::File::from_std(file);
-            let mut announced = Some(artifact);
+            let mut announced = Some(job_view::artifact(&artifact));
             loop {
-                let mut chunk = vec![0; CHUNK_BYTES];
-                let answer = match file.read(&mut chunk).await {
-                    Ok(0) if announced.is_none() => break,
-                    Ok(n) => {
-                        chunk.truncate(n);
-                        Ok(v1::GetArtifactResponse { artifact: announced.take(), chunk: Bytes::from(chunk) })
-                    }
-                    Err(error) => Err(Status::data_loss(format!("the picture's file cannot be read: {error}"))),
+                let answer = match outgoing.next(CHUNK_BYTES).await {
+                    Ok(chunk) if chunk.is_empty() && announced.is_none() => break,
+                    Ok(chunk) => Ok(v1::GetArtifactResponse { artifact: announced.take(), chunk: Bytes::from(chunk) }),
+                    Err(error) => Err(unread(&desk, &id, &artifact, &error).await),
                 };
-                if answers.send(answer).await.is_err() {
+                let is_last = answer.is_err();
+                if answers.send(answer).await.is_err() || is_last {
                     break;
                 }
             }
         });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    type CollectGarbageStream = Answers<v1::CollectGarbageResponse>;
+
+    async fn collect_garbage(
+        &self,
+        request: Request<v1::CollectGarbageRequest>,
+    ) -> Result<Response<Self::CollectGarbageStream>, Status> {
+        let v1::CollectGarbageRequest { older_than_ms, delete } = request.into_inner();
+        let (answers, stream) = mpsc::channel(64);
+        tokio::spawn(self.collector.clone().collect(Duration::from_millis(older_than_ms), delete, answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
@@ -196,18 +254,18 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn run(mut self, mut events: broadcast::Receiver<Arc<Event>>) {
+    async fn run(mut self, mut changes: Changes) {
         if !self.snapshot().await {
             return;
         }
         loop {
-            let event = tokio::select! {
-                event = events.recv() => event,
+            let change = tokio::select! {
+                change = changes.recv() => change,
                 () = self.answers.closed() => return,
             };
-            let goes_on = match event {
-                Ok(event) if event.image.job != self.id || event.revision <= self.seen => true,
-                Ok(event) => self.tell(&event).await,
+            let goes_on = match change {
+                Ok(change) if change.revision <= self.seen => true,
+                Ok(change) => self.tell(&change).await,
                 // Too slow for every event: what is true now, then on from there.
                 Err(broadcast::error::RecvError::Lagged(_)) => self.snapshot().await,
                 Err(broadcast::error::RecvError::Closed) => false,
@@ -222,6 +280,10 @@ impl Watcher {
     async fn snapshot(&mut self) -> bool {
         let id = self.id.clone();
         let Ok(Some(job)) = self.desk.ask(move |control| job_view::job(control, &id)).await else { return false };
+        if self.seen > job.revision {
+            // Seen of another job, or of this one before its store was restored: nothing can be gone on from.
+            self.seen = 0;
+        }
         if job.revision > self.seen || job_view::is_over(job.state) {
             let steps = job.spec.as_ref().map_or(0, |spec| spec.steps);
             let n_images = job.images.len();
@@ -240,17 +302,10 @@ impl Watcher {
         !job_view::is_over(job.state)
     }
 
-    async fn tell(&mut self, event: &Event) -> bool {
-        self.seen = event.revision;
-        let (id, index) = (event.image.job.clone(), event.image.image);
-        let artifact = self.desk.ask(move |control| {
-            let image = control.job(&id).and_then(|job| job.image(index));
-            image.and_then(|image| image.artifact.as_ref()).map(job_view::artifact)
-        });
-        let Ok(artifact) = artifact.await else { return false };
-        let response = job_view::of_event(event, artifact);
-        let is_over = job_view::is_over(response.job_state);
-        self.answers.send(Ok(response)).await.is_ok() && !is_over
+    async fn tell(&mut self, change: &v1::WatchJobResponse) -> bool {
+        self.seen = change.revision;
+        let is_over = job_view::is_over(change.job_state);
+        self.answers.send(Ok(change.clone())).await.is_ok() && !is_over
     }
 }
 

@@ -13,9 +13,11 @@ use crate::{Config, Coordinator, Patience};
 
 mod end;
 mod given;
+pub mod log;
 
 pub use end::EndSignals;
 pub use given::{address, without_empty_variables};
+pub use log::Log;
 
 /// Where a coordinator listens unless it is told otherwise.
 pub const LISTEN: &str = "127.0.0.1:7400";
@@ -42,11 +44,27 @@ pub struct CoordinatorArgs {
 
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub adopt: Adopt,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub lease: Lease,
 
     #[command(flatten)]
     #[allow(missing_docs)]
     pub status: StatusPort,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: Log,
+}
+
+/// What becomes of folders that another store has marked.
+#[derive(Debug, Args)]
+pub struct Adopt {
+    /// Take over folders that belong to another store, or to one that is lost. Deletes nothing
+    #[arg(long)]
+    pub adopt: bool,
 }
 
 /// How patient a coordinator is.
@@ -124,8 +142,13 @@ pub async fn run(args: CoordinatorArgs, note: impl Fn(&str)) -> anyhow::Result<(
     refuse_certificates()?;
     let mut signals = EndSignals::listen().context("listen for signals")?;
     let registry = telemetry::registry("coordinator").context("make metrics")?;
-    let config =
-        Config { listen: args.listen, store: args.store, artifacts: args.artifacts, patience: args.lease.patience() };
+    let config = Config {
+        listen: args.listen,
+        store: args.store,
+        artifacts: args.artifacts,
+        patience: args.lease.patience(),
+        adopt: args.adopt.adopt,
+    };
     let coordinator = tokio::select! {
         built = Coordinator::build(config, &registry) => built?,
         () = signals.recv() => return Ok(()),

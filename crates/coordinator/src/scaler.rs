@@ -18,7 +18,7 @@ use wire::externalscaler::{
     ScaledObjectRef,
 };
 
-use crate::driver::{Desk, Gone};
+use crate::driver::{Desk, Unanswered};
 
 /// The metric's name.
 pub(crate) const METRIC: &str = "fresco_outstanding_seconds";
@@ -82,7 +82,7 @@ impl Wish {
         GetMetricSpecResponse { metric_specs: vec![spec] }
     }
 
-    async fn demand(self, desk: &Desk) -> Result<Demand, Gone> {
+    async fn demand(self, desk: &Desk) -> Result<Demand, Unanswered> {
         desk.ask(move |control| {
             control.demand(|model| self.models.is_empty() || self.models.iter().any(|name| name == model))
         })
@@ -116,7 +116,7 @@ impl ExternalScaler for Scaler {
             async move { Ok(is_active(&wish.demand(&desk).await?)) }
         });
         // Only changes are told, the first look included.
-        let changes = looked.scan(None, |last: &mut Option<bool>, looked: Result<bool, Gone>| {
+        let changes = looked.scan(None, |last: &mut Option<bool>, looked: Result<bool, Unanswered>| {
             let told = match &looked {
                 Ok(now) if *last == Some(*now) => None,
                 Ok(now) => {

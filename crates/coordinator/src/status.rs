@@ -8,10 +8,14 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use wire::convert::ConvertError;
 
-use crate::driver::Gone;
+use crate::driver::{Refusal, Unanswered};
+use crate::report::cut;
 
 /// Whose reasons these are.
 const DOMAIN: &str = "fresco";
+/// Of a message: it travels in a header, and may repeat what was asked.
+const LONGEST_MESSAGE_BYTES: usize = 2048;
+const SOON: Duration = Duration::from_secs(1);
 
 /// An error with its reason, the field at fault, and when to try again.
 pub(crate) fn status(
@@ -21,7 +25,7 @@ pub(crate) fn status(
     field: Option<&str>,
     retry: Option<Duration>,
 ) -> Status {
-    let message = message.into();
+    let message = cut(message.into(), LONGEST_MESSAGE_BYTES);
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     if let Some(field) = field {
         details.add_bad_request_violation(field, message.clone());
@@ -33,11 +37,10 @@ pub(crate) fn status(
 }
 
 pub(crate) fn of_control(error: &ControlError) -> Status {
-    const SOON: Duration = Duration::from_secs(5);
     let (code, reason, field, retry) = match error {
         ControlError::NotFound { .. } => (Code::NotFound, "JOB_NOT_FOUND", Some("id"), None),
         ControlError::AlreadyExists { .. } => (Code::AlreadyExists, "REQUEST_ID_USED", Some("request_id"), None),
-        ControlError::QueueFull { .. } => (Code::ResourceExhausted, "QUEUE_FULL", None, Some(SOON)),
+        ControlError::QueueFull { .. } => (Code::ResourceExhausted, "QUEUE_FULL", None, Some(5 * SOON)),
         ControlError::Count { .. } => (Code::InvalidArgument, "COUNT_OUT_OF_RANGE", Some("spec.count"), None),
         ControlError::IsOver { .. } => (Code::FailedPrecondition, "JOB_IS_OVER", Some("id"), None),
         ControlError::NotOver { .. } => (Code::FailedPrecondition, "JOB_IS_NOT_OVER", Some("id"), None),
@@ -50,8 +53,19 @@ pub(crate) fn invalid(error: &ConvertError) -> Status {
     status(Code::InvalidArgument, "INVALID_REQUEST", error.to_string(), Some("spec"), None)
 }
 
-impl From<Gone> for Status {
-    fn from(gone: Gone) -> Self {
-        status(Code::Unavailable, "ENDING", gone.to_string(), None, Some(Duration::from_secs(1)))
+pub(crate) fn of_refusal(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Control(error) => of_control(error),
+        away => status(Code::Unavailable, "STORE_AWAY", away.to_string(), None, Some(SOON)),
+    }
+}
+
+impl From<Unanswered> for Status {
+    fn from(unanswered: Unanswered) -> Self {
+        let reason = match unanswered {
+            Unanswered::Gone => "ENDING",
+            Unanswered::Busy => "BUSY",
+        };
+        status(Code::Unavailable, reason, unanswered.to_string(), None, Some(SOON))
     }
 }

@@ -1,5 +1,6 @@
 //! A coordinator for tests: its store in memory, its folders temporary, workers that say what a test has them say.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use control::{Control, Hello, Input, JobSpec, SessionId};
@@ -8,7 +9,7 @@ use plan::{
     WorkerId,
 };
 use prometheus::Registry;
-use store::MemoryStore;
+use store::{MemoryStore, Store};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use wire::v1;
@@ -16,15 +17,18 @@ use wire::v1;
 use crate::artifact::Artifacts;
 use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
-use crate::driver::{Desk, Driver};
+use crate::driver::{Desk, Driver, Tools};
+use crate::folder::Folder;
+use crate::identity::Identity;
 use crate::metrics::{Courses, Metrics};
-use crate::persist::Persistence;
+use crate::store_thread::{StoreThread, Writer};
 
 pub(crate) const LEASE_MS: u64 = 3_000;
 
 /// A coordinator whose driver is not at work yet.
 pub(crate) struct Coordinator {
     pub(crate) driver: Driver,
+    pub(crate) identity: Identity,
     pub(crate) checkpoints: Arc<Checkpoints>,
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) metrics: Metrics,
@@ -34,6 +38,7 @@ pub(crate) struct Coordinator {
 /// One whose driver is.
 pub(crate) struct Farm {
     pub(crate) desk: Desk,
+    pub(crate) identity: Identity,
     pub(crate) checkpoints: Arc<Checkpoints>,
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) metrics: Metrics,
@@ -43,27 +48,50 @@ pub(crate) struct Farm {
 impl Coordinator {
     /// Whose clock begins at `started`.
     pub(crate) fn new(started: Instant) -> Self {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let writer = StoreThread::start(Arc::clone(&store)).expect("a thread can be started");
+        Self::over(&*store, Box::new(writer), started)
+    }
+
+    /// Over a store that is written by `writer`.
+    pub(crate) fn over(store: &dyn Store, writer: Box<dyn Writer>, started: Instant) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let in_folder = |name| folder.path().join(name);
-        let checkpoints = Arc::new(Checkpoints::open(in_folder("checkpoints")).expect("the folder can be used"));
-        let artifacts = Arc::new(Artifacts::open(in_folder("artifacts")).expect("the folder can be used"));
+        let (ledger, identity, records) = crate::ledger::load(store).expect("it can be read");
+        let checkpoints = Arc::new(Checkpoints::new(in_folder(folder.path(), "checkpoints")));
+        let artifacts = Arc::new(Artifacts::new(in_folder(folder.path(), "artifacts")));
         let metrics = Metrics::register(&Registry::new()).expect("no name twice");
-        let (persistence, records) = Persistence::load(Arc::new(MemoryStore::new())).expect("it is empty");
         let config = control::Config { lease_ttl_ms: LEASE_MS, ..Default::default() };
         let control = Control::new(config, records, Millis(0));
-        let (courses, clock) = (Courses::new(metrics.clone()), Clock::new(started, LEASE_MS));
-        let kept = (Arc::clone(&checkpoints), Arc::clone(&artifacts));
-        let driver = Driver::new(control, persistence, kept, courses, clock);
-        Self { driver, checkpoints, artifacts, metrics, folder }
+        let tools = Tools {
+            ledger,
+            writer,
+            identity: identity.clone(),
+            checkpoints: Arc::clone(&checkpoints),
+            artifacts: Arc::clone(&artifacts),
+            courses: Courses::new(metrics.clone()),
+            clock: Clock::new(started, LEASE_MS),
+        };
+        Self { driver: Driver::new(control, tools), identity, checkpoints, artifacts, metrics, folder }
     }
+
+    /// Sets its driver to work.
+    pub(crate) fn start(self) -> Farm {
+        let Self { driver, identity, checkpoints, artifacts, metrics, folder } = self;
+        let desk = driver.desk();
+        tokio::spawn(driver.run());
+        Farm { desk, identity, checkpoints, artifacts, metrics, _folder: folder }
+    }
+}
+
+/// A folder of tests' own store.
+pub(crate) fn in_folder(path: &Path, name: &str) -> Folder {
+    let identity = Identity { id: "of-tests".into(), since: crate::identity::now(), secret: [7; 32] };
+    Folder::open(path.join(name), Path::new("store.redb"), &identity, false).expect("the folder can be used")
 }
 
 impl Farm {
     pub(crate) fn start() -> Self {
-        let Coordinator { driver, checkpoints, artifacts, metrics, folder } = Coordinator::new(Instant::now());
-        let desk = driver.desk();
-        tokio::spawn(driver.run());
-        Self { desk, checkpoints, artifacts, metrics, _folder: folder }
+        Coordinator::new(Instant::now()).start()
     }
 
     pub(crate) async fn submit(&self, spec: JobSpec) -> JobId {
@@ -80,15 +108,12 @@ impl Farm {
 
     /// A worker joins; it is in as long as its orders are held.
     pub(crate) async fn join(&self, worker: &str) -> (SessionId, mpsc::Receiver<v1::SessionResponse>) {
-        let (session, orders) = self.desk.open().await.expect("the driver runs");
-        let worker = WorkerId(worker.to_owned());
-        self.desk.tell(Input::Join { worker, session, hello: hello() }).await.expect("the driver runs");
-        (session, orders)
+        self.desk.join(WorkerId(worker.to_owned()), hello()).await.expect("the driver runs")
     }
 
     pub(crate) async fn leave(&self, worker: &str, session: SessionId) {
         let worker = WorkerId(worker.to_owned());
-        self.desk.tell(Input::Left { worker, session }).await.expect("the driver runs");
+        self.desk.tell(Input::Leave { worker, session }).await.expect("the driver runs");
     }
 
     /// The attempt at a job's first image.

@@ -221,6 +221,24 @@ pub fn a_reader_sees_no_half_batch(open: Open<'_>) {
     assert_eq!(value(&*store, "whole/b"), Some(vec![19]));
 }
 
+/// A batch whose commit was not answered is found if it was written, and only then.
+pub fn a_batch_is_found_once_it_is_written(open: Open<'_>) {
+    let (store, leader) = opened(open, "found");
+    let old = put(&*store, &leader, "found/old", None, b"old");
+    let batch = Txn::new(&leader).delete("found/old", old).put("found/new", None, "new");
+    assert_eq!(batch.found_in(&*store).expect("the store answers"), None);
+    let revision = store.commit(&batch).expect("the guards hold");
+    assert_eq!(batch.found_in(&*store).expect("the store answers"), Some(revision));
+    // The same value once more is another write.
+    let again = Txn::new(&leader).put("found/new", Some(revision), "new");
+    assert_eq!(again.found_in(&*store).expect("the store answers"), None);
+    let deletion = Txn::new(&leader).delete("found/new", revision);
+    assert_eq!(deletion.found_in(&*store).expect("the store answers"), None);
+    store.commit(&deletion).expect("the guard holds");
+    assert_eq!(deletion.found_in(&*store).expect("the store answers"), Some(Revision::default()));
+    assert_eq!(Txn::new(&leader).found_in(&*store).expect("the store answers"), None);
+}
+
 /// A batch at a limit is taken, one over it is refused and changes nothing.
 pub fn a_batch_over_a_limit_is_refused(open: Open<'_>) {
     let (store, leader) = opened(open, "large");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Leadership, Revision, StoreError, Term};
+use crate::{Leadership, Revision, Store, StoreError, Term};
 
 /// The longest key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1024;
@@ -66,6 +66,29 @@ impl Txn {
     /// Whose batch it is: its term guards all of it.
     pub fn leadership(&self) -> &Leadership {
         &self.leadership
+    }
+
+    /// Looks whether this very batch was written, after a commit whose outcome is unknown. The revision that wrote it; 0
+    /// if it put nothing. `None` too for a batch without writes.
+    ///
+    /// One key tells of all, since a batch is written as a whole. The leader is the only writer, so a key that has
+    /// changed to what the batch puts was changed by the batch.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn found_in(&self, store: &(impl Store + ?Sized)) -> Result<Option<Revision>, StoreError> {
+        let is_put = |(_, change): &(&String, &Change)| matches!(change.write, Some(Write::Put(_)));
+        let is_write = |(_, change): &(&String, &Change)| change.write.is_some();
+        let told = self.changes.iter().find(is_put).or_else(|| self.changes.iter().find(is_write));
+        let Some((key, change)) = told else { return Ok(None) };
+        let found = store.get(key)?;
+        Ok(match (&change.write, found) {
+            (Some(Write::Put(value)), Some(found)) if found.value == *value && Some(found.version) != change.seen => {
+                Some(found.version)
+            }
+            (Some(Write::Delete), None) => Some(Revision::default()),
+            _ => None,
+        })
     }
 
     /// All keys the batch names, in byte order.

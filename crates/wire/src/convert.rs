@@ -9,6 +9,9 @@ use plan::{
 
 use crate::v1;
 
+/// The guidance weight of a request that names none.
+const DEFAULT_GUIDANCE: f64 = 4.5;
+
 /// Why a message means nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConvertError {
@@ -37,7 +40,7 @@ pub fn spec_of(request: &RenderRequest, model: &str, count: u32, kind: ArtifactK
         width_px: request.size.width_px,
         height_px: request.size.height_px,
         steps: request.steps,
-        guidance: request.guidance,
+        guidance: Some(request.guidance),
         seed: request.seed,
         count,
         artifact_kind: kind_of(kind).into(),
@@ -64,7 +67,7 @@ pub fn request_of(spec: &v1::RenderSpec) -> Result<RenderRequest, ConvertError> 
         negative: spec.negative.clone(),
         size: ImageSize::new(spec.width_px, spec.height_px)?,
         steps: spec.steps,
-        guidance: spec.guidance,
+        guidance: spec.guidance.unwrap_or(DEFAULT_GUIDANCE),
         seed: spec.seed,
         clean,
     };
@@ -133,6 +136,8 @@ impl From<&Assignment> for v1::Assign {
                 .map(|peer| v1::Peer { worker: peer.worker.0.clone(), address: peer.address.clone() })
                 .collect(),
             n_steps_done: assignment.n_steps_done as u32,
+            // Whoever sends it makes it.
+            secret: Vec::new().into(),
         }
     }
 }
@@ -212,6 +217,15 @@ mod tests {
     #[test]
     fn an_assignment_comes_back_as_it_went() {
         assert_eq!(assignment(&v1::Assign::from(&example())), Ok(example()));
+    }
+
+    #[test]
+    fn a_guidance_that_is_left_out_is_the_usual_one_and_zero_is_zero() {
+        let of = |guidance| {
+            request_of(&v1::RenderSpec { guidance, ..spec_of(&example().request, "m", 1, ArtifactKind::Png8) })
+        };
+        assert_eq!(of(None).expect("is fine").guidance, 4.5);
+        assert_eq!(of(Some(0.0)).expect("is fine").guidance, 0.0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fabric::grpc::Port;
 use parallel::{Pulse, StepRows, StepTime, Watch, Work};
 use plan::{Epoch, Rank, StepIdx};
@@ -22,6 +23,8 @@ use crate::part::Fault;
 pub(crate) struct Desk {
     pub(crate) epoch: Epoch,
     pub(crate) rank: Rank,
+    /// Shows the coordinator that this worker has the seat.
+    pub(crate) secret: Bytes,
     port: Arc<Port>,
     reports: mpsc::Sender<v1::session_request::Message>,
     pulse: Arc<Pulse>,
@@ -51,7 +54,7 @@ struct Rows {
 
 impl Desk {
     pub(crate) fn new(
-        (epoch, rank): (Epoch, Rank),
+        (epoch, rank, secret): (Epoch, Rank, Bytes),
         n_steps_done: usize,
         port: Arc<Port>,
         reports: mpsc::Sender<v1::session_request::Message>,
@@ -60,6 +63,7 @@ impl Desk {
         Self {
             epoch,
             rank,
+            secret,
             port,
             reports,
             pulse: Arc::default(),

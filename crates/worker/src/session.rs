@@ -289,7 +289,7 @@ impl Stay {
                         worker = %self.worker.name, image = %assignment.image, %epoch, %rank,
                         n_steps_done = assignment.n_steps_done, "begins"
                     );
-                    self.parts.begin(assignment)
+                    self.parts.begin(assignment, assign.secret)
                 }
                 Err(error) => Some(Report::Failed(v1::Failed {
                     epoch: assign.epoch,

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
-use coordinator::role::{LISTEN, Lease, StatusPort, address, url};
+use coordinator::role::{Adopt, LISTEN, Lease, Log, StatusPort, address, url};
 use worker::hang::HangAt;
 
 use super::{PictureArgs, Threads};
@@ -58,10 +59,16 @@ pub(crate) struct ServeArgs {
     pub(crate) threads: Threads,
 
     #[command(flatten)]
+    pub(crate) adopt: Adopt,
+
+    #[command(flatten)]
     pub(crate) lease: Lease,
 
     #[command(flatten)]
     pub(crate) status: StatusPort,
+
+    #[command(flatten)]
+    pub(crate) log: Log,
 }
 
 /// Flags of `worker`.
@@ -116,6 +123,9 @@ pub(crate) struct WorkerArgs {
 
     #[command(flatten)]
     pub(crate) status: StatusPort,
+
+    #[command(flatten)]
+    pub(crate) log: Log,
 
     /// For tests: ranks hang there for ever
     #[arg(long, hide = true, value_name = "PLACE")]
@@ -199,6 +209,32 @@ pub(crate) struct DeleteArgs {
 
     #[command(flatten)]
     pub(crate) farm: Farm,
+}
+
+/// Flags of `gc`.
+#[derive(Debug, Args)]
+#[command(before_help = "\
+Examples:
+  fresco gc --older-than 7d                  # what no record names
+  fresco gc --older-than 7d --delete
+
+Crashes, and stores that were lost or restored from a backup, leave pictures and checkpoints that no job of the farm
+has. Nothing else deletes them.")]
+pub(crate) struct GcArgs {
+    /// Leave out files that changed within this time, such as 12h or 7d
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) older_than: Duration,
+
+    /// Delete the files; without this they are only listed
+    #[arg(long)]
+    pub(crate) delete: bool,
+
+    #[command(flatten)]
+    pub(crate) farm: Farm,
+
+    /// Print one JSON object a line
+    #[arg(long, env = "FRESCO_JSON", value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
 }
 
 /// Flags of `list`.

@@ -33,7 +33,7 @@ pub(crate) struct Client {
 /// How watching ended.
 pub(crate) enum Watched {
     /// The job is over.
-    Over(v1::Job),
+    Over(Box<v1::Job>),
     /// The watcher broke off.
     Left,
 }
@@ -157,6 +157,25 @@ impl Client {
         }
     }
 
+    /// Calls `seen` with every file that no record of the farm names, after deleting it if that is asked for.
+    pub(crate) async fn collect_garbage(
+        &mut self,
+        request: v1::CollectGarbageRequest,
+        mut seen: impl FnMut(&v1::CollectGarbageResponse) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut files = match self.calls.collect_garbage(request).await {
+            Ok(files) => files.into_inner(),
+            Err(status) => return Err(refused(&self.url, &status).await),
+        };
+        loop {
+            match files.message().await {
+                Ok(Some(file)) => seen(&file)?,
+                Ok(None) => return Ok(()),
+                Err(status) => return Err(refused(&self.url, &status).await),
+            }
+        }
+    }
+
     /// Calls `seen` with every event after `after_revision` until the job is over. A farm that goes away is looked for, and
     /// gone on with from the last event seen.
     pub(crate) async fn watch(
@@ -172,7 +191,7 @@ impl Client {
                 Ok(Seen::Left) => return Ok(Watched::Left),
                 Ok(Seen::Job(job)) => {
                     if [v1::State::Done, v1::State::Failed, v1::State::Cancelled].contains(&job.state()) {
-                        return Ok(Watched::Over(*job));
+                        return Ok(Watched::Over(job));
                     }
                     tokio::time::sleep(PAUSE).await;
                 }

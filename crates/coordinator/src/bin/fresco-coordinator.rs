@@ -4,8 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use coordinator::role::{self, CoordinatorArgs};
-use tracing_subscriber::EnvFilter;
+use coordinator::role::{self, CoordinatorArgs, log};
 
 /// Coordinates a farm of fresco's workers: `fresco coordinator`, and nothing else of fresco.
 #[derive(Debug, Parser)]
@@ -35,11 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn start(args: CoordinatorArgs) -> anyhow::Result<()> {
-    let asked = std::env::var("FRESCO_LOG").ok().filter(|asked| !asked.is_empty());
-    let directives = asked.unwrap_or_else(|| "warn".into());
-    let filter = EnvFilter::try_new(&directives)
-        .map_err(|error| anyhow::anyhow!("FRESCO_LOG `{directives}` is not understood ({error}): use debug, say"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    log::start(Some(&args.log), false).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(role::run(args, |line| eprintln!("{line}")))
 }

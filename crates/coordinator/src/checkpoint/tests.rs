@@ -46,8 +46,12 @@ fn record(phase: Phase, n_steps_done: usize) -> Record {
     Record::Image { id: self::image(), revision: 1, image: Box::new(image), attempt: None }
 }
 
+fn origin() -> Origin {
+    Origin { weights_sha256: "ab".repeat(32), numeric_class: "avx512".into() }
+}
+
 fn open(folder: &Path) -> Checkpoints {
-    Checkpoints::open(folder.to_owned()).expect("the folder can be used")
+    Checkpoints::new(crate::testing::in_folder(folder, ""))
 }
 
 /// Opens a folder as after a restart. How many steps the image has then.
@@ -63,7 +67,7 @@ fn restart(folder: &Path, phase: Phase, n_steps_done: usize) -> (Checkpoints, us
 fn kept(steps: impl IntoIterator<Item = usize>) -> (tempfile::TempDir, Checkpoints) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let checkpoints = open(folder.path());
-    checkpoints.open_epoch(&image(), Epoch(1));
+    checkpoints.open_epoch(&image(), Epoch(1), origin());
     for n in steps {
         assert!(checkpoints.put(&image(), Epoch(1), place(n, 0, 3), &rows(0, 3)).expect("is taken"));
     }
@@ -71,10 +75,10 @@ fn kept(steps: impl IntoIterator<Item = usize>) -> (tempfile::TempDir, Checkpoin
 }
 
 fn n_files(folder: &Path) -> usize {
-    fs::read_dir(folder).expect("is a folder").count()
+    fs::read_dir(folder).expect("is a folder").count() - 1
 }
 
-/// Damages the file of a step and looks what a restart makes of its image, and a part that asks for it.
+/// Damages files of steps after a restart and looks what becomes of their image.
 fn check_damaged(damage: impl Fn(&mut Vec<u8>)) {
     let spoil = |path: &Path| {
         let mut bytes = fs::read(path).expect("is there");
@@ -84,27 +88,27 @@ fn check_damaged(damage: impl Fn(&mut Vec<u8>)) {
     let (folder, checkpoints) = kept([1, 2]);
     spoil(&checkpoints.files.path(&image(), 2));
     let (restarted, n_steps_done) = restart(folder.path(), Phase::Queued, 2);
-    assert_eq!(n_steps_done, 1, "the step before is whole");
-    assert_eq!((restarted.get(&image(), 2), n_files(folder.path())), (None, 1));
+    assert_eq!(n_steps_done, 2, "no file is read before it is needed");
+    restarted.open_epoch(&image(), Epoch(2), origin());
+    assert_eq!(restarted.get(&image(), 2), None);
+    assert_eq!(restarted.newest_whole(&image(), 2), 1, "the step before is whole");
     assert_eq!(restarted.get(&image(), 1).expect("is whole"), rows(0, 3));
 
     spoil(&restarted.files.path(&image(), 1));
-    assert_eq!(restarted.get(&image(), 1), None, "it went bad behind the start");
-    restarted.open_epoch(&image(), Epoch(2));
+    assert_eq!((restarted.get(&image(), 1), restarted.newest_whole(&image(), 2)), (None, 0), "no step is whole");
+    restarted.open_epoch(&image(), Epoch(3), origin());
     let put =
-        |first_row, n_rows| restarted.put(&image(), Epoch(2), place(1, first_row, n_rows), &rows(first_row, n_rows));
+        |first_row, n_rows| restarted.put(&image(), Epoch(3), place(1, first_row, n_rows), &rows(first_row, n_rows));
     assert!(!put(0, 1).expect("is taken"), "what is bad was not kept");
     assert!(put(1, 2).expect("is taken"));
     assert_eq!(open_with(folder.path(), 1).get(&image(), 1).expect("was made anew"), rows(0, 3));
-
-    spoil(&restarted.files.path(&image(), 1));
-    let (_, n_steps_done) = restart(folder.path(), Phase::Queued, 1);
-    assert_eq!((n_steps_done, n_files(folder.path())), (0, 0), "no step is whole");
 }
 
+/// As after a restart, with an attempt at the image.
 fn open_with(folder: &Path, n_steps_done: usize) -> Checkpoints {
     let (checkpoints, n) = restart(folder, Phase::Queued, n_steps_done);
-    assert_eq!(n, n_steps_done, "its checkpoint is whole");
+    assert_eq!(n, n_steps_done, "its checkpoint is there");
+    checkpoints.open_epoch(&image(), Epoch(9), origin());
     checkpoints
 }
 
@@ -132,8 +136,7 @@ fn a_file_under_the_name_of_another_step_is_found() {
     let (folder, checkpoints) = kept([1, 2]);
     let [one, two] = [1, 2].map(|n| checkpoints.files.path(&image(), n));
     fs::rename(one, two).expect("a file can be renamed");
-    let (_, n_steps_done) = restart(folder.path(), Phase::Running, 2);
-    assert_eq!(n_steps_done, 0);
+    assert_eq!(open_with(folder.path(), 2).newest_whole(&image(), 2), 0);
 }
 
 #[test]
@@ -146,7 +149,7 @@ fn bands_in_any_order_make_a_whole_that_outlives_the_process() {
     assert_eq!(checkpoints.get(&image, 1).expect("is whole"), rows(0, 3));
     let restarted = open_with(folder.path(), 1);
     assert_eq!(restarted.get(&image, 1).expect("is on the disk"), rows(0, 3));
-    restarted.open_epoch(&image, epoch);
+    let epoch = Epoch(9);
     let again = restarted.put(&image, epoch, place(1, 1, 2), &rows(1, 2));
     assert!(again.expect("is taken"), "what was kept before a restart is whole");
     for n in 2..4 {
@@ -172,17 +175,46 @@ fn an_older_step_is_not_forgotten_before_a_newer_one_is_whole() {
 }
 
 #[test]
-fn what_a_crash_left_of_images_that_are_over_or_unknown_goes_at_the_next_start() {
-    for phase in [Phase::Done, Phase::Failed, Phase::Cancelled] {
+fn a_start_deletes_no_file_whatever_the_store_says_of_its_image() {
+    for phase in [Phase::Done, Phase::Failed, Phase::Cancelled, Phase::Queued] {
         let (folder, _) = kept([1, 2]);
-        fs::write(folder.path().join(".x.partial"), "half").expect("can be written");
-        let (checkpoints, _) = restart(folder.path(), phase, 2);
-        assert_eq!((checkpoints.get(&image(), 2), n_files(folder.path())), (None, 0), "{phase:?}");
+        restart(folder.path(), phase, 1);
+        open(folder.path()).check(&mut []).expect("the folder can be read");
+        assert_eq!(n_files(folder.path()), 2, "{phase:?}");
     }
-    let (folder, _) = kept([1, 2]);
-    fs::write(folder.path().join("notes.txt"), "none of ours").expect("can be written");
-    open(folder.path()).check(&mut []).expect("the folder can be read");
-    assert_eq!(n_files(folder.path()), 1);
+}
+
+#[test]
+fn an_image_whose_newest_file_is_gone_goes_back_to_the_one_before() {
+    let (folder, checkpoints) = kept([1, 2]);
+    fs::remove_file(checkpoints.files.path(&image(), 2)).expect("is there");
+    assert_eq!(restart(folder.path(), Phase::Queued, 2).1, 1);
+    fs::remove_file(checkpoints.files.path(&image(), 1)).expect("is there");
+    assert_eq!(restart(folder.path(), Phase::Queued, 2).1, 0);
+}
+
+#[test]
+fn rows_of_other_weights_or_another_class_count_for_nothing() {
+    let others =
+        [Origin { weights_sha256: "cd".repeat(32), ..origin() }, Origin { numeric_class: "neon".into(), ..origin() }];
+    for other in others {
+        let (folder, _) = kept([1, 2]);
+        let (restarted, _) = restart(folder.path(), Phase::Queued, 2);
+        restarted.open_epoch(&image(), Epoch(2), other.clone());
+        assert_eq!((restarted.get(&image(), 2), restarted.newest_whole(&image(), 2)), (None, 0));
+        let put = |n_rows| restarted.put(&image(), Epoch(2), place(1, 0, n_rows), &rows(0, n_rows));
+        assert!(!put(2).expect("is taken"), "what is there is not of these weights");
+        assert!(put(3).expect("is taken"));
+        assert_eq!(restarted.get(&image(), 1).expect("is kept"), rows(0, 3));
+    }
+    let (_folder, checkpoints) = kept([]);
+    let half = |epoch| checkpoints.put(&image(), Epoch(epoch), place(1, 0, 2), &rows(0, 2)).expect("is taken");
+    assert!(!half(1));
+    checkpoints.open_epoch(&image(), Epoch(2), Origin { numeric_class: "neon".into(), ..origin() });
+    assert!(
+        !checkpoints.put(&image(), Epoch(2), place(1, 2, 1), &rows(2, 1)).expect("is taken"),
+        "halves of two classes"
+    );
 }
 
 #[test]
@@ -190,10 +222,10 @@ fn an_image_without_files_leaves_nothing_to_sweep() {
     let (folder, checkpoints) = kept([1]);
     let other = ImageId { image: ImageIdx(7), ..image() };
     assert!(!checkpoints.remove(&other), "it never began");
-    checkpoints.open_epoch(&other, Epoch(2));
+    checkpoints.open_epoch(&other, Epoch(2), origin());
     assert!(!checkpoints.remove(&other), "it has not kept a step");
     assert!(checkpoints.remove(&image()));
-    checkpoints.open_epoch(&other, Epoch(3));
+    checkpoints.open_epoch(&other, Epoch(3), origin());
     checkpoints.put(&other, Epoch(3), place(1, 0, 3), &rows(0, 3)).expect("is taken");
     assert!(!checkpoints.remove(&other), "a sweep is under way, and takes it along");
     checkpoints.sweep();
@@ -204,7 +236,7 @@ fn an_image_without_files_leaves_nothing_to_sweep() {
 fn an_image_that_is_begun_anew_loses_what_it_had_and_nothing_else() {
     let (folder, checkpoints) = kept([1, 2]);
     assert!(checkpoints.remove(&image()));
-    checkpoints.open_epoch(&image(), Epoch(2));
+    checkpoints.open_epoch(&image(), Epoch(2), origin());
     assert_eq!(checkpoints.get(&image(), 2), None, "that was another beginning");
     let put = |n, n_rows| checkpoints.put(&image(), Epoch(2), place(n, 0, n_rows), &rows(0, n_rows));
     assert!(!put(2, 1).expect("is taken"), "that was another beginning");
@@ -226,9 +258,9 @@ fn rows_that_come_behind_the_end_of_their_image_or_epoch_leave_nothing() {
     assert!(is_over(Epoch(1)), "the image is over");
     assert!(checkpoints.state().images.is_empty());
     assert_eq!(n_files(folder.path()), 0);
-    checkpoints.open_epoch(&image, Epoch(2));
+    checkpoints.open_epoch(&image, Epoch(2), origin());
     assert!(is_over(Epoch(1)), "the image goes on in another epoch");
-    checkpoints.open_epoch(&image, Epoch(1));
+    checkpoints.open_epoch(&image, Epoch(1), origin());
     assert!(!is_over(Epoch(2)), "an epoch that is known late does not replace its successor");
 }
 

@@ -4,10 +4,13 @@ use futures_util::StreamExt;
 use tonic_types::StatusExt;
 
 use super::*;
+use crate::artifact::tests::keep;
 use crate::testing::{Farm, spec};
 
 fn clients(farm: &Farm) -> Clients {
-    Clients::new(farm.desk.clone(), Arc::clone(&farm.artifacts))
+    let (artifacts, checkpoints) = (Arc::clone(&farm.artifacts), Arc::clone(&farm.checkpoints));
+    let collector = Collector::new(farm.desk.clone(), Arc::clone(&artifacts), checkpoints);
+    Clients::new(farm.desk.clone(), artifacts, collector)
 }
 
 async fn watch(clients: &Clients, job: &JobId, after_revision: u64) -> <Clients as RenderService>::WatchJobStream {
@@ -132,18 +135,9 @@ async fn a_model_whose_name_is_none_is_refused() {
     assert!(list(&clients, String::new()).await.jobs.is_empty());
 }
 
-/// Keeps a picture of these bytes; its name.
-fn keep(farm: &Farm, bytes: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    let name: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut incoming = farm.artifacts.begin().expect("a file can be made");
-    incoming.write(bytes).and_then(|()| incoming.finish(&name)).expect("is kept");
-    name
-}
-
 async fn finish(farm: &Farm, session: control::SessionId, job: &JobId, sha256: &str) {
     let (worker, epoch) = (plan::WorkerId("a".into()), farm.epoch(job).await);
-    let artifact = control::ArtifactRef { sha256: sha256.into(), size_bytes: 3, kind: plan::ArtifactKind::Png8 };
+    let artifact = ArtifactRef { sha256: sha256.into(), size_bytes: 3, kind: plan::ArtifactKind::Png8 };
     farm.desk.tell(Input::Finished { worker, session, epoch, artifact }).await.expect("the driver runs");
 }
 
@@ -156,7 +150,7 @@ async fn a_picture_goes_with_the_last_job_that_has_it() {
     let farm = Farm::start();
     let clients = clients(&farm);
     let (session, _orders) = farm.join("a").await;
-    let name = keep(&farm, b"one");
+    let name = keep(&farm.artifacts, b"one").await;
     let mut jobs = Vec::new();
     for _ in 0..2 {
         let job = farm.submit(spec(1)).await;
@@ -165,9 +159,10 @@ async fn a_picture_goes_with_the_last_job_that_has_it() {
         jobs.push(job);
     }
     delete(&clients, &jobs[0]).await.expect("it is over");
-    assert!(farm.artifacts.file(&name).is_some(), "the other job has it");
+    assert!(!farm.artifacts.is_condemned(&name), "the other job has it");
     delete(&clients, &jobs[1]).await.expect("it is over");
-    assert!(farm.artifacts.file(&name).is_none());
+    farm.artifacts.sweep();
+    assert!(!farm.artifacts.has(&name).await);
     let again = delete(&clients, &jobs[1]).await.expect_err("it is gone");
     assert_eq!(again.code(), Code::NotFound);
 }
@@ -179,12 +174,13 @@ async fn a_picture_that_went_with_a_deleted_job_before_it_was_written_down_is_ma
     let (session, _orders) = farm.join("a").await;
     let (job, name) = (farm.submit(spec(1)).await, "ab".repeat(32));
     let first = farm.epoch(&job).await;
+    farm.artifacts.condemn([name.as_str()]);
     finish(&farm, session, &job, &name).await;
     let image = get(&clients, &job).await.images.remove(0);
     assert!(image.state() != v1::State::Done && image.artifact.is_none());
     farm.leave("a", session).await;
     let (session, _orders) = farm.join("a").await;
     assert!(farm.epoch(&job).await > first, "it is given out anew");
-    finish(&farm, session, &job, &keep(&farm, b"one")).await;
+    finish(&farm, session, &job, &keep(&farm.artifacts, b"one").await).await;
     assert_eq!(get(&clients, &job).await.state(), v1::State::Done);
 }

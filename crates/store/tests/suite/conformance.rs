@@ -33,6 +33,7 @@ all_stores! {
     what_was_committed_is_there_after_reopening,
     of_many_commits_on_one_key_exactly_one_wins,
     a_reader_sees_no_half_batch,
+    a_batch_is_found_once_it_is_written,
     a_batch_over_a_limit_is_refused,
 }
 

@@ -41,7 +41,7 @@ impl Scene {
         let (tools, mesh) = (&self.parts.tools, alone(&request));
         let peers = vec![peer_at(&tools.port)];
         let assignment = assignment(&tools.models, &request, (Epoch(epoch), mesh, Rank(0)), peers);
-        self.parts.begin(assignment)
+        self.parts.begin(assignment, Bytes::new())
     }
 
     async fn until_it_hangs(&self) {
