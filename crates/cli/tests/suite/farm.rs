@@ -14,6 +14,7 @@ use crate::desk::{Desk, FRESCO, Run};
 
 mod away;
 mod clients;
+mod folders;
 mod hangs;
 mod kills;
 mod losses;
@@ -136,11 +137,15 @@ impl Farm {
     }
 
     fn start_coordinator(&mut self) {
+        self.start_coordinator_with(&[]);
+    }
+
+    fn start_coordinator_with(&mut self, more: &[&str]) {
         let lease_ms = LEASE_MS.to_string();
         let args = ["coordinator", "--listen", self.address(), "--lease-ttl-ms", &lease_ms];
-        let more: Vec<&str> = self.more.iter().map(String::as_str).collect();
+        let own: Vec<&str> = self.more.iter().map(String::as_str).collect();
         let places = ["--store", "redb:data/store", "--artifacts", "file:data/pictures"];
-        let started = Process::start(&mut self.desk.command(FRESCO, &[&args[..], &places, &more].concat()));
+        let started = Process::start(&mut self.desk.command(FRESCO, &[&args[..], &places, &own, more].concat()));
         started.until_it_says("coordinating on");
         self.coordinator = Some(started);
     }
@@ -243,6 +248,15 @@ impl Watch {
     fn rest(&mut self) -> &[Value] {
         self.until(|_| false);
         &self.seen
+    }
+}
+
+/// Waits until something comes true that no line tells.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        std::thread::yield_now();
     }
 }
 
