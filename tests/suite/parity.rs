@@ -186,7 +186,7 @@ fn an_original_checkpoint_converted_renders_the_same_values() {
         let base = case.dir.join("model");
         let hash = |dir: &Path, base: Option<&Path>| {
             let folder = ModelFolder::open(dir, base).expect("the folder opens");
-            folder.weights_sha256().expect("the weights are read")
+            folder.identity().expect("the weights are read").sha256
         };
         assert_eq!(hash(out.path(), Some(&base)), hash(&case.dir.join("model-kv"), None));
         assert_eq!(render(out.path(), Some(&base)), render(&case.dir.join("model-kv"), None));

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use control::{ArtifactRef, Config, Control, Hello, Input, JobSpec, Output, Phase, ReplyId, SessionId, Work};
 use plan::{
-    ArtifactKind, Clean, Epoch, ImageSize, JobId, Millis, ModelFacts, ModelId, ModelSpec, RenderRequest, WorkerId,
+    ArtifactKind, Clean, Epoch, ImageSize, JobId, Millis, ModelDigests, ModelFacts, ModelId, ModelSpec, RenderRequest,
+    WorkerId,
 };
 
 const STEPS: usize = 4;
@@ -65,7 +66,7 @@ fn hello(incarnation: usize) -> Hello {
         version: Config::default().version,
         incarnation: incarnation.to_string(),
         numeric_class: "avx512".into(),
-        models: vec![ModelFacts { id, spec: ModelSpec::pixart_sigma_xl2() }],
+        models: vec![ModelFacts { id, digests: ModelDigests::default(), spec: ModelSpec::pixart_sigma_xl2() }],
         address: "http://10.0.0.1:7480".into(),
         flop_per_s: 1e13,
         memory_bytes: Some(80 << 30),
@@ -79,8 +80,7 @@ fn every_image_of_many_is_made_by_many() {
     let is_whole = std::env::var_os("FRESCO_LOAD").is_some();
     let (n_workers, n_jobs, n_images) = if is_whole { (1_000, 10, 10_000) } else { (40, 4, 30) };
     let control = Control::new(Config::default(), Vec::new(), Millis(0));
-    let mut load =
-        Load { control, now: Millis(0), n_messages: 0, took: Duration::ZERO, at_work: BTreeMap::new() };
+    let mut load = Load { control, now: Millis(0), n_messages: 0, took: Duration::ZERO, at_work: BTreeMap::new() };
     let (worker, session) = (|n: usize| WorkerId(format!("w{n}")), |n: usize| SessionId(n as u64 + 1));
     for n in 0..n_jobs {
         let job = JobId(format!("j{n}"));

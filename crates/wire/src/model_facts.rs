@@ -157,7 +157,7 @@ mod tests {
 
     fn facts() -> ModelFacts {
         let id = ModelId { name: "demo".into(), weights_sha256: "ab".repeat(32) };
-        ModelFacts { id, digests: plan::ModelDigests::default(), spec: ModelSpec::pixart_sigma_xl2() }
+        ModelFacts { id, digests: ModelDigests::default(), spec: ModelSpec::pixart_sigma_xl2() }
     }
 
     #[test]

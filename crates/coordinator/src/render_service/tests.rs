@@ -40,7 +40,7 @@ async fn list(clients: &Clients, page_token: String) -> v1::ListJobsResponse {
 
 #[test]
 fn a_job_gets_an_id_whatever_the_clock_says() {
-    let day = std::time::Duration::from_secs(86_400);
+    let day = Duration::from_secs(86_400);
     let times = [SystemTime::UNIX_EPOCH - day, SystemTime::UNIX_EPOCH, SystemTime::now() + 4_000_000 * day];
     let ids: std::collections::BTreeSet<String> = times.iter().map(|time| new_job_id(*time).0).collect();
     assert_eq!(ids.len(), 3, "{ids:?}");

@@ -269,7 +269,7 @@ fn seeds_beyond_the_largest_are_refused_by_the_client_and_by_the_farm() {
             width_px: 64,
             height_px: 64,
             steps: 1,
-            guidance: 4.5,
+            guidance: Some(4.5),
             seed: u64::MAX,
             count: 2,
             ..Default::default()

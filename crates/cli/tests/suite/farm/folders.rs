@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::{Farm, Process, until};
-use crate::desk::FRESCO;
 
 /// Names of pictures on the disk, in order.
 fn pictures(farm: &Farm) -> Vec<String> {
@@ -40,7 +39,7 @@ fn a_second_farm_in_a_folder_is_refused_by_name_and_the_first_loses_nothing() {
     let mut farm = Farm::start();
     let second = |more: &[&str]| {
         let args = ["coordinator", "--listen", "127.0.0.1:0", "--artifacts", "file:data/pictures"];
-        farm.desk.fresco(&[&args, &["--store", "redb:other/store"], more].concat())
+        farm.desk.fresco(&[&args[..], &["--store", "redb:other/store"], more].concat())
     };
     second(&[]).refused(1, &["data/pictures", "other/store is missing", "--adopt", "belongs to the store"]);
     assert!(!farm.desk.path("other/store").exists(), "nothing is begun");
