@@ -50,7 +50,7 @@ fn cases() -> Result<Vec<Case>> {
     for root in roots {
         for entry in std::fs::read_dir(&root).with_context(|| format!("read {}", root.display()))? {
             let dir = entry?.path();
-            if dir.join("golden.safetensors").is_file() {
+            if dir.join("cases.json").is_file() {
                 dirs.push(dir);
             }
         }

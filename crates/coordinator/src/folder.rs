@@ -124,6 +124,10 @@ impl Folder {
                 });
             }
             marker => {
+                if marker.is_some() {
+                    // A new marker would be another file, whose lock nobody holds.
+                    folder.lock()?;
+                }
                 let earlier_stores = marker
                     .map_or_else(Vec::new, |marker| marker.earlier_stores.into_iter().chain([marker.store]).collect());
                 folder.mark(earlier_stores).map_err(|error| io_error(&folder.path, error))?;

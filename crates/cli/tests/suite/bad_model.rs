@@ -142,9 +142,9 @@ fn what_is_not_used_and_changes_nothing_is_told_in_one_line() {
     let text = fs::read_to_string(&config).expect("can be read").replacen('{', "{\"flavour\": 1,", 1);
     fs::write(config, text).expect("can be written");
     let model = model.to_str().expect("the path is text");
-    let told = format!("warning: model {model}: transformer: 1 setting that is not used: `flavour`\n");
+    let told = format!("warning: model {model}: transformer: 1 setting that is not used: `flavour`");
     for run in [desk.render(&["--model", model]), desk.fresco(&["model", "verify", model])] {
-        assert_eq!((run.code, run.stderr.as_str()), (Some(0), told.as_str()), "{run:?}");
+        assert_eq!((run.code, run.said()), (Some(0), vec![told.as_str()]), "{run:?}");
     }
 }
 

@@ -115,9 +115,9 @@ impl Run {
         command.output().expect("the program can be started").into()
     }
 
-    /// What it said on standard error, hints left out.
+    /// What it said on standard error, hints and the log of what goes well left out.
     pub(crate) fn said(&self) -> Vec<&str> {
-        self.stderr.lines().filter(|line| !line.starts_with("hint: ")).collect()
+        self.stderr.lines().filter(|line| !line.starts_with("hint: ") && !line.contains(" INFO ")).collect()
     }
 
     /// Passes if all went well and nothing was said but results and hints.

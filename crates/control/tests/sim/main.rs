@@ -5,6 +5,7 @@
 //! `FRESCO_SIM_SEED=17` runs one and prints what happens.
 #![forbid(unsafe_code)]
 
+mod faults;
 mod oracle;
 mod outside;
 mod ranks;

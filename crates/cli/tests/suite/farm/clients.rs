@@ -212,7 +212,12 @@ fn downloads_go_by_the_rules_of_render() {
         assert!(farm.desk.read(name) == farm.desk.read("alone.png"), "{name}: other bytes");
     }
     // What is there is not fetched again: the farm has lost its pictures.
-    std::fs::remove_dir_all(farm.desk.path("data/pictures")).expect("it is there");
+    for entry in std::fs::read_dir(farm.desk.path("data/pictures")).expect("it is there") {
+        let entry = entry.expect("is an entry");
+        if entry.file_name().len() == 64 {
+            std::fs::remove_file(entry.path()).expect("can be removed");
+        }
+    }
     assert_eq!(download("folder").quiet().stdout, lines(&in_folder));
     assert_eq!(download("sea.png").quiet().stdout, lines(&["sea-7.png".into(), "sea-8.png".into()]));
     assert_ne!(download("other.png").code, Some(0));

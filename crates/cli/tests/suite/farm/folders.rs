@@ -99,7 +99,7 @@ fn gc_without_delete_only_lists_and_leaves_what_jobs_have() {
     fs::write(&foreign, "nobody's").expect("can be written");
     let listed = farm.call(&["gc", "--older-than", "0s"]);
     assert_eq!(listed.stdout.lines().count(), 1, "{listed:?}");
-    assert!(listed.stdout.contains(foreign.to_str().expect("is text")), "{listed:?}");
+    assert!(listed.stdout.contains(&"cd".repeat(32)), "{listed:?}");
     assert!(listed.stderr.contains("--delete deletes them") && foreign.exists(), "{listed:?}");
     farm.call(&["gc", "--older-than", "0s", "--delete"]);
     assert!(!foreign.exists());

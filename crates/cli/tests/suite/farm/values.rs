@@ -17,7 +17,7 @@ fn check_without(folder: &str, seed: u64) {
     let mut watch = farm.watch(&job);
     assert!(watch.until(|event| is_running(event) && step(event) >= 1));
     std::fs::rename(&folder, &aside).expect("a folder can be renamed");
-    assert!(watch.until(|event| says(event, "make room")));
+    assert!(watch.until(|event| says(event, "free some space")));
     std::fs::rename(&aside, &folder).expect("a folder can be renamed");
     check_steps(watch.rest());
     farm.check_picture(&job, seed);
