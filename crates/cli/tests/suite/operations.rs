@@ -26,11 +26,12 @@ impl Role {
     fn start(mut command: Command, n_addresses: usize) -> Self {
         let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it can be started");
         let mut said = BufReader::new(process.stderr.take().expect("it is piped")).lines().map_while(Result::ok);
+        let mut starts = said.by_ref().filter(|line| !line.contains(" INFO "));
         let address = |line: String| {
             let from = line.find("127.0.0.1:").unwrap_or_else(|| panic!("no address: {line}"));
             line[from..].split(['/', ',', ' ']).next().unwrap_or_default().to_owned()
         };
-        let addresses: Vec<String> = said.by_ref().take(n_addresses).map(address).collect();
+        let addresses: Vec<String> = starts.by_ref().take(n_addresses).map(address).collect();
         assert_eq!(addresses.len(), n_addresses, "it ended early");
         std::thread::spawn(move || said.for_each(drop));
         Self { process, addresses }

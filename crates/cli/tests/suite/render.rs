@@ -84,9 +84,12 @@ fn a_picture_says_how_it_was_made() {
     let said: serde_json::Value = serde_json::from_str(&png.fresco).expect("is JSON");
     let sha256 = said["model"]["sha256"].as_str().expect("is text");
     assert_eq!(sha256.len(), 64);
+    let digests = said["model"]["digests"].as_object().expect("what differs can be named");
+    let parts: Vec<&str> = digests.keys().map(String::as_str).collect();
+    assert_eq!(parts, ["configuration", "noise_schedule", "tokenizer", "weights"]);
     let expected = serde_json::json!({
         "prompt": "a calm sea at dawn", "negative": "fog", "seed": 7, "size": "64x64", "steps": 2,
-        "guidance": 3.25, "clean": "basic", "bit_depth": 8, "model": {"name": "demo", "sha256": sha256},
+        "guidance": 3.25, "clean": "basic", "bit_depth": 8, "model": {"name": "demo", "sha256": sha256, "digests": digests},
         "version": env!("CARGO_PKG_VERSION"), "numeric_class": said["numeric_class"], "plan": "exact",
         "approximations": [],
     });

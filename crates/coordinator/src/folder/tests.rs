@@ -76,6 +76,7 @@ fn two_processes_of_one_store_do_not_share_a_folder() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let first = open(folder.path(), "first", false).expect("nobody has it");
     let lock = first.lock().expect("nobody is in it");
+    assert!(matches!(open(folder.path(), "second", true), Err(FolderError::InUse { .. })), "nor is it taken over");
     let copy = open(folder.path(), "first", false).expect("is its own");
     assert!(matches!(copy.lock(), Err(FolderError::InUse { .. })));
     drop(lock);

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 /// What a role tells unless `FRESCO_LOG` says otherwise: one line for each thing that happens to a farm.
-const OF_A_ROLE: &str = "warn,coordinator=info,worker=info";
+const OF_A_ROLE: &str = "warn,coordinator=info,worker::session=info,worker::parts=info";
 /// What a command tells.
 const OF_A_COMMAND: &str = "warn";
 

@@ -117,7 +117,7 @@ fn a_value_that_is_not_finite_again_elsewhere_fails_the_image_by_step_rank_and_w
     check_order(&events);
     let last = events.last().expect("there were events");
     assert_eq!(last["state"], "FAILED", "{last}");
-    for part in ["step 1, rank 0: ", "transformer_blocks.1", "not finite", "tried twice, last by worker bad-"] {
+    for part in ["step 1, rank 0: ", "transformer_blocks.1", "not finite", "tried 2 times, last by worker bad-"] {
         assert!(says(last, part), "no `{part}` in {last}");
     }
     assert!(events.iter().all(|event| step(event) == 0), "{events:?}");
