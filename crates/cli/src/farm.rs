@@ -282,6 +282,8 @@ async fn tell_of_ends(mut workers: Workers, shutdown: watch::Receiver<Shutdown>)
                 tracing::warn!(worker, "a worker of this process was drained and left")
             }
             Ok(_) => {}
+            // The process is ending.
+            Err(error) if error.is_cancelled() => {}
             Err(error) => tracing::error!(%error, "a worker of this process died"),
         }
     }

@@ -203,3 +203,61 @@ fn records_that_do_not_fit_together_leave_nothing_running_for_ever() {
     farm.restart();
     assert_eq!(farm.image(&job, 0).phase, Phase::Queued);
 }
+
+/// Both workers of a farm with an image each, some steps done.
+fn two_at_work() -> (Farm, JobId, [SessionId; 2]) {
+    let mut farm = Farm::new();
+    let sessions = ["a", "b"].map(|name| farm.join(name));
+    let job = farm.submit(2);
+    farm.keep(&job, 0, 3);
+    farm.keep(&job, 1, 5);
+    (farm, job, sessions)
+}
+
+#[test]
+fn sessions_that_all_break_at_once_repeat_no_step() {
+    let (mut farm, job, sessions) = two_at_work();
+    let epochs = [farm.epoch(&job, 0), farm.epoch(&job, 1)];
+    for (name, session) in ["a", "b"].into_iter().zip(sessions) {
+        assert_eq!(farm.hear(Input::Left { worker: id(name), session }), []);
+    }
+    assert_eq!(farm.wait(900), []);
+    for (name, epoch) in ["a", "b"].into_iter().zip(epochs) {
+        let running = Some(Running { epoch, rank: plan::Rank(0), is_decoding: false });
+        let (_, outputs) = farm.join_as(name, Hello { running, ..hello(name) });
+        assert_eq!((aborted(&outputs), assigned(&outputs)), (vec![], vec![]));
+    }
+    assert_eq!([farm.epoch(&job, 0), farm.epoch(&job, 1)], epochs);
+    assert_eq!((farm.image(&job, 0).n_losses, farm.control.counters().cut_by_loss), (0, 0));
+}
+
+#[test]
+fn a_worker_that_is_not_back_within_a_second_has_lost_its_work() {
+    let (mut farm, job, [a, _]) = two_at_work();
+    farm.hear(Input::Left { worker: id("a"), session: a });
+    assert_eq!(farm.wait(999), []);
+    let outputs = farm.wait(1);
+    assert!(matches!(outputs.first(), Some(Output::Expel { worker, .. }) if *worker == id("a")), "{outputs:?}");
+    assert_eq!(farm.image(&job, 0).message, "worker a was lost");
+}
+
+#[test]
+fn a_worker_without_a_session_is_given_nothing() {
+    let mut farm = Farm::new();
+    let a = farm.join("a");
+    farm.hear(Input::Left { worker: id("a"), session: a });
+    let job = farm.submit(1);
+    assert_eq!(farm.image(&job, 0).phase, Phase::Queued);
+    let (_, outputs) = farm.join_as("a", hello("a"));
+    assert_eq!(assigned(&outputs), [("a".to_owned(), 0)]);
+}
+
+#[test]
+fn another_process_may_take_the_name_of_one_whose_session_is_broken() {
+    let (mut farm, job, [a, _]) = two_at_work();
+    farm.hear(Input::Left { worker: id("a"), session: a });
+    let (_, outputs) = farm.join_as("a", hello("second"));
+    assert!(outputs.iter().any(|output| matches!(output, Output::Welcome { .. })), "{outputs:?}");
+    assert_eq!(assigned(&outputs), [("a".to_owned(), 3)], "from the last step kept");
+    assert_eq!(farm.seats(&job, 0), ["a"]);
+}
