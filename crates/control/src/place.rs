@@ -21,6 +21,8 @@ mod stop;
 const MOST_TOLD: usize = 16;
 /// Images that were tried and wait for another worker than those that are free: so many are looked at, no more.
 const MOST_PASSED_OVER: usize = 64;
+/// Jobs that nobody who is free has room for: so many are looked at, no more.
+const MOST_JOBS: usize = 256;
 
 /// An image and who is to make it.
 struct Team {
@@ -84,12 +86,12 @@ impl Control {
             |need: &Need, worker: &WorkerId| self.members.get(worker).is_some_and(|member| need.is_met_by(member));
         let mut queues: Vec<_> =
             self.queue.ready().map(|(need, turns)| (need, turns, turns.range::<Turn, _>(..))).collect();
-        let mut n_passed_over = 0;
+        let (mut n_passed_over, mut n_jobs_passed_over) = (0, 0);
         loop {
             // A queue nobody who is free can serve need not be walked, nor images without end that wait for others.
             queues.retain(|(need, _, turns)| {
                 turns.clone().next().is_some()
-                    && (!need.is_tried || n_passed_over < MOST_PASSED_OVER)
+                    && if need.is_tried { n_passed_over < MOST_PASSED_OVER } else { n_jobs_passed_over < MOST_JOBS }
                     && free.iter().any(|worker| meets(need, worker))
             });
             let next = queues.iter_mut().min_by_key(|(_, _, turns)| turns.clone().next());
@@ -101,7 +103,10 @@ impl Control {
                     teams.push(Team { image: image.clone(), need: (*need).clone(), workers });
                 }
                 // Images of a job are as large as each other.
-                None if !need.is_tried => *turns = all.range(Queue::after_job(*number)..),
+                None if !need.is_tried => {
+                    *turns = all.range(Queue::after_job(*number)..);
+                    n_jobs_passed_over += 1;
+                }
                 None => n_passed_over += 1,
             }
         }
@@ -114,7 +119,7 @@ impl Control {
             return Some(vec![worker]);
         }
         let able = |(worker, member): (&WorkerId, &Member)| {
-            !member.is_draining && need.is_met_by(member) && self.fits_alone(image, worker)
+            !member.is_draining && !member.is_stuck && need.is_met_by(member) && self.fits_alone(image, worker)
         };
         if self.members.iter().any(able) {
             return None;
@@ -144,7 +149,7 @@ impl Control {
         }
         let rests = |worker: &WorkerId| self.healths.get(worker).is_some_and(|health| health.is_quarantined(self.now));
         let mut others = self.members.iter().filter(|(worker, member)| {
-            !member.is_draining && serves(worker) && !avoid.contains(*worker) && !rests(worker)
+            !member.is_draining && !member.is_stuck && serves(worker) && !avoid.contains(*worker) && !rests(worker)
         });
         // Who is at work may turn out to be well.
         if others.any(|(worker, member)| is_proven(worker) || member.epoch.is_some()) {
@@ -158,22 +163,22 @@ impl Control {
     fn image_for_suspect(&self, worker: &WorkerId, teams: &[Team]) -> Option<(Need, ImageId)> {
         let (member, health) = (self.members.get(worker)?, self.healths.get(worker)?);
         let is_taken = |image: &ImageId| teams.iter().any(|team| team.image == *image);
+        let alone = [worker.clone()];
         let candidates = |(need, turns): (&'_ Need, &'_ BTreeSet<Turn>)| {
-            let after_failed = health.failed_jobs().iter().map(|job| Queue::after_job(*job));
-            let after_failed = after_failed.flat_map(|start| turns.range(start..).take(MOST_PASSED_OVER));
-            let first = turns.iter().take(MOST_PASSED_OVER).chain(after_failed);
-            let preferred = first.filter(|(_, image)| !is_taken(image)).min_by_key(|turn| {
+            // The first job may be the one it failed at, or one it has no room for.
+            let passed_over = health.failed_jobs().iter().copied().chain(turns.first().map(|turn| turn.0));
+            let after = passed_over.flat_map(|job| turns.range(Queue::after_job(job)..).take(MOST_PASSED_OVER));
+            let open = turns.iter().take(MOST_PASSED_OVER).chain(after).filter(|(_, image)| !is_taken(image));
+            let able = open.filter(|(_, image)| self.worker_for(image, need, &alone).is_some());
+            let preferred = able.min_by_key(|turn| {
                 let has_failed_at = self.image(&turn.1).is_none_or(|image| image.avoid.contains(worker));
                 (health.failed_jobs().contains(&turn.0), has_failed_at, *turn)
             });
             preferred.map(|turn| (need.clone(), turn.clone()))
         };
         let met = self.queue.ready().filter(|(need, _)| need.is_met_by(member));
-        let alone = [worker.clone()];
-        let may_try = |(need, (_, image)): &(Need, Turn)| self.worker_for(image, need, &alone).is_some();
         let preferred = met
             .filter_map(candidates)
-            .filter(may_try)
             .min_by_key(|(need, turn)| (health.failed_jobs().contains(&turn.0), need.is_tried, turn.clone()));
         preferred.map(|(need, (_, image))| (need, image))
     }

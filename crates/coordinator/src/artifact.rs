@@ -22,6 +22,8 @@ const MOST_CONDEMNED: usize = 100_000;
 pub(crate) struct Artifacts {
     folder: Folder,
     names: Mutex<Names>,
+    /// Whether pictures may be named by records that are not understood: then none is deleted.
+    keeps_all: bool,
 }
 
 /// Held while a picture gets its name or loses it.
@@ -81,7 +83,17 @@ pub(crate) struct Outgoing {
 impl Artifacts {
     /// In `folder`.
     pub(crate) fn new(folder: Folder) -> Self {
-        Self { folder, names: Mutex::default() }
+        Self { folder, names: Mutex::default(), keeps_all: false }
+    }
+
+    /// With `keeps_all` no picture is deleted: records that are not understood may name it.
+    pub(crate) fn keeping_all(self, keeps_all: bool) -> Self {
+        Self { keeps_all, ..self }
+    }
+
+    /// Whether nothing is deleted.
+    pub(crate) fn keeps_all(&self) -> bool {
+        self.keeps_all
     }
 
     pub(crate) fn folder(&self) -> &Folder {
@@ -94,6 +106,9 @@ impl Artifacts {
 
     /// Has pictures removed that no image has. True if [`Self::sweep`] is to be called and nobody is at it.
     pub(crate) fn remove(&self, sha256: impl IntoIterator<Item = String>) -> bool {
+        if self.keeps_all {
+            return false;
+        }
         let mut names = self.names();
         let was_idle = names.doomed.is_empty();
         for name in sha256.into_iter().filter(|name| is_name(name)) {
@@ -262,7 +277,11 @@ impl Outgoing {
         let lost = |path: &str, fault: String| ReadError::Lost { path: path.to_owned(), fault };
         let mut chunk = vec![0; most_bytes.min(usize::try_from(self.left_bytes).unwrap_or(usize::MAX))];
         if let Err(error) = self.file.read_exact(&mut chunk).await {
-            return Err(lost(&self.path, format!("cannot be read: {error}")));
+            // A file that ends too early is lost; a disk that does not answer may answer again.
+            return Err(match error.kind() {
+                ErrorKind::UnexpectedEof => lost(&self.path, "is cut".into()),
+                _ => ReadError::Away { folder: self.path.clone(), reason: error.to_string() },
+            });
         }
         self.hash.update(&chunk);
         self.left_bytes -= chunk.len() as u64;

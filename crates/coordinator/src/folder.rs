@@ -133,6 +133,8 @@ impl Folder {
                 folder.mark(earlier_stores).map_err(|error| io_error(&folder.path, error))?;
             }
         }
+        // Whoever is at work here is writing some of them.
+        drop(folder.lock()?);
         folder.clear_partials().map_err(|error| io_error(&folder.path, error))?;
         Ok(folder)
     }

@@ -105,6 +105,11 @@ impl Collector {
 
     /// Deletes those that still nobody names. What was deleted.
     async fn delete(&self, files: Vec<Candidate>) -> Result<BTreeSet<PathBuf>, Status> {
+        if self.artifacts.keeps_all() {
+            let reason = "some records of this store are not understood and may name these files: nothing is deleted; \
+                          start the version that wrote them";
+            return Err(Status::failed_precondition(reason));
+        }
         let pictures = |files: &[Candidate]| -> BTreeSet<String> {
             let pictures = files.iter().filter(|file| file.kind == v1::GarbageKind::Picture);
             pictures.map(|file| file.name.clone()).collect()

@@ -60,6 +60,8 @@ pub(crate) struct Ledger {
     /// Images of deleted jobs. They mean nothing any more, and go when there is nothing else to write; the rest at the
     /// next start.
     forgotten_images: Vec<String>,
+    /// Records that this version does not understand. What they name is not known.
+    n_left_out: usize,
 }
 
 /// Writes, the last one of each key.
@@ -95,6 +97,7 @@ impl Ledger {
             held: VecDeque::new(),
             free: VecDeque::new(),
             forgotten_images,
+            n_left_out: 0,
         }
     }
 
@@ -237,6 +240,11 @@ impl Ledger {
             return None;
         }
         self.held.pop_front().map(|(_, output)| output)
+    }
+
+    /// How many records this version does not understand.
+    pub(crate) fn n_left_out(&self) -> usize {
+        self.n_left_out
     }
 
     /// Whether the part on its way is of no batch: nothing rests on it.

@@ -111,7 +111,7 @@ impl Coordinator {
         let locks = lock(&folders)?;
         let [checkpoints, artifacts] = folders;
         let checkpoints = Arc::new(Checkpoints::new(checkpoints));
-        let artifacts = Arc::new(Artifacts::new(artifacts));
+        let artifacts = Arc::new(Artifacts::new(artifacts).keeping_all(ledger.n_left_out() > 0));
         checkpoints.check(&mut records).context("read the folder of checkpoints")?;
         let (usual, lease_ttl_ms) = (control::Config::default(), config.patience.lease_ttl_ms);
         let machine = control::Config {

@@ -158,7 +158,11 @@ impl Control {
             return false;
         };
         let is_another = |(other, member): (&WorkerId, &Member)| {
-            other != worker && !member.is_draining && !avoid.contains(other) && need.is_met_by(member)
+            other != worker
+                && !member.is_draining
+                && !member.is_stuck
+                && !avoid.contains(other)
+                && need.is_met_by(member)
         };
         let has_worked = self.jobs.get(&image.job).is_some_and(|job| job.has_worked);
         has_worked && self.members.iter().any(is_another)

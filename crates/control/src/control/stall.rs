@@ -91,6 +91,9 @@ impl Control {
             if let Some(member) = self.members.get_mut(&worker) {
                 member.is_stuck = true;
             }
+            if let Some(health) = self.healths.get_mut(&worker) {
+                health.doubt();
+            }
         }
     }
 

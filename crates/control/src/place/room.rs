@@ -91,7 +91,7 @@ impl Control {
         let able: Vec<&WorkerId> = self
             .members
             .iter()
-            .filter(|(_, member)| !member.is_draining && need.is_met_by(member))
+            .filter(|(_, member)| !member.is_draining && !member.is_stuck && need.is_met_by(member))
             .map(|(worker, _)| worker)
             .collect();
         if able.is_empty() || able.iter().any(|worker| self.fits_alone(id, worker)) {

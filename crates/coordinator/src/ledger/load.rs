@@ -32,6 +32,7 @@ pub(crate) fn load(store: &dyn Store) -> Result<(Ledger, Identity, Vec<Record>),
     let identity = Identity::of(store, &leadership)?;
     let (mut versions, mut records) = (BTreeMap::new(), Vec::new());
     let mut after: Option<String> = None;
+    let mut n_left_out = 0;
     loop {
         let page = store.list("", after.as_deref(), PAGE)?;
         let Some((last, _)) = page.last() else { break };
@@ -40,7 +41,9 @@ pub(crate) fn load(store: &dyn Store) -> Result<(Ledger, Identity, Vec<Record>),
             if key == identity::KEY {
                 continue;
             }
-            match serde_json::from_slice(&stored.value) {
+            let record = serde_json::from_slice(&stored.value);
+            n_left_out += usize::from(record.is_err());
+            match record {
                 Ok(record) => records.push(record),
                 Err(error) if key == EPOCH_KEY => return Err(LoadError::Epoch(error)),
                 Err(error) if key.starts_with(IMAGES) => {
@@ -60,5 +63,6 @@ pub(crate) fn load(store: &dyn Store) -> Result<(Ledger, Identity, Vec<Record>),
         job.is_none_or(|(job, _)| versions.contains_key(&job_key(&JobId(job.into()))))
     };
     let forgotten_images = versions.keys().filter(|key| !has_job(key)).cloned().collect();
-    Ok((Ledger::new(leadership, versions, forgotten_images), identity, records))
+    let ledger = Ledger { n_left_out, ..Ledger::new(leadership, versions, forgotten_images) };
+    Ok((ledger, identity, records))
 }
