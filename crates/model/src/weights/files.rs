@@ -3,7 +3,7 @@
 //! Where a folder holds several sets, the one without a variant's name (`fp16`) is read, as the reference does when it
 //! is not asked for another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -40,7 +40,7 @@ pub(super) fn find(dir: &Path, part: &str) -> Result<Files, String> {
     let (used, homes) = if chosen.ends_with(ENDING) {
         (vec![chosen], BTreeMap::new())
     } else {
-        shards(&dir.join(&chosen)).map_err(|fault| format!("{part}/{chosen} {fault}"))?
+        read_index(&dir.join(&chosen)).map_err(|fault| format!("{part}/{chosen} {fault}"))?
     };
     let unused = names.into_iter().filter(|name| is_weights(name) && !used.contains(name)).collect();
     Ok(Files { names: used, homes, unused })
@@ -62,8 +62,13 @@ fn choose(names: &[String], part: &str, dir: &Path) -> Result<String, String> {
     if let Some(name) = plain.into_iter().find(has) {
         return Ok(name);
     }
-    let sets: Vec<&String> =
-        names.iter().filter(|name| is_index(name) || (name.ends_with(ENDING) && !is_shard(name))).collect();
+    let mut indexed = BTreeSet::new();
+    for index in names.iter().filter(|name| is_index(name)) {
+        let (files, _) = read_index(&dir.join(index)).map_err(|fault| format!("{part}/{index} {fault}"))?;
+        indexed.extend(files);
+    }
+    let whole = |name: &str| name.ends_with(ENDING) && !is_shard(name) && !indexed.contains(name);
+    let sets: Vec<&String> = names.iter().filter(|name| is_index(name) || whole(name)).collect();
     let shards: Vec<&String> = names.iter().filter(|name| name.ends_with(ENDING) && is_shard(name)).collect();
     let first = |test: &dyn Fn(&str) -> bool| names.iter().find(|name| test(name));
     match sets[..] {
@@ -105,7 +110,7 @@ fn is_pickle_name(name: &str) -> bool {
 }
 
 /// Names of the files an index names, and the file of each tensor.
-fn shards(index: &Path) -> Result<(Vec<String>, BTreeMap<String, String>), String> {
+fn read_index(index: &Path) -> Result<(Vec<String>, BTreeMap<String, String>), String> {
     let values = json::read(index)?;
     let Some(Value::Object(map)) = values.get("weight_map") else { return Err("has no `weight_map`".into()) };
     let mut homes = BTreeMap::new();
@@ -117,7 +122,7 @@ fn shards(index: &Path) -> Result<(Vec<String>, BTreeMap<String, String>), Strin
         }
         homes.insert(tensor.clone(), file.to_owned());
     }
-    let names: std::collections::BTreeSet<String> = homes.values().cloned().collect();
+    let names: BTreeSet<String> = homes.values().cloned().collect();
     if names.is_empty() {
         return Err("names no tensors".into());
     }
