@@ -258,7 +258,8 @@ impl Driver {
             Output::Assign { worker, session, assignment } => {
                 let (epoch, image, rank) = (assignment.epoch, &assignment.image, assignment.rank);
                 let secret = self.tools.identity.seat_secret(epoch, image, rank, &worker);
-                let assign = v1::Assign { secret: secret.into(), ..(&*assignment).into() };
+                let exchange_secret = self.tools.identity.exchange_secret(epoch, image).into();
+                let assign = v1::Assign { secret: secret.into(), exchange_secret, ..(&*assignment).into() };
                 self.order(session, Order::Assign(assign));
             }
             Output::Abort { session, epoch, .. } => self.order(session, Order::Abort(v1::Abort { epoch: epoch.0 })),

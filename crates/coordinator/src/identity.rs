@@ -51,6 +51,16 @@ impl Identity {
         self.seat_mac(epoch, image, rank, worker).finalize().into_bytes().to_vec()
     }
 
+    /// What the ranks of an attempt show each other before their tensors are taken.
+    pub(crate) fn exchange_secret(&self, epoch: Epoch, image: &ImageId) -> Vec<u8> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("a key of any length will do");
+        mac.update(b"tensors of an attempt");
+        mac.update(&epoch.0.to_le_bytes());
+        mac.update(&image.image.0.to_le_bytes());
+        mac.update(image.job.0.as_bytes());
+        mac.finalize().into_bytes().to_vec()
+    }
+
     /// Whether `shown` is the secret of this seat, without telling by the time it takes how much of it is right.
     pub(crate) fn is_seat_secret(
         &self,
@@ -124,5 +134,24 @@ mod tests {
         assert!(!is_it(&identity, 1, &image("j", 0), 1, &a));
         assert!(!is_it(&identity, 1, &image("j", 0), 0, &b));
         assert!(!identity.is_seat_secret(&[], (Epoch(1), &image("j", 0)), Rank(0), &a));
+    }
+
+    #[test]
+    fn every_attempt_has_a_secret_for_its_tensors() {
+        let identity = Identity { id: "x".into(), since: now(), secret: [7; 32] };
+        let other_store = Identity { secret: [8; 32], ..identity.clone() };
+        let image = |job: &str, idx| ImageId { job: JobId(job.into()), image: ImageIdx(idx) };
+        let secret = identity.exchange_secret(Epoch(1), &image("j", 0));
+        assert_eq!(secret.len(), 32);
+        assert_eq!(identity.exchange_secret(Epoch(1), &image("j", 0)), secret);
+        for other in [
+            other_store.exchange_secret(Epoch(1), &image("j", 0)),
+            identity.exchange_secret(Epoch(2), &image("j", 0)),
+            identity.exchange_secret(Epoch(1), &image("j", 1)),
+            identity.exchange_secret(Epoch(1), &image("k", 0)),
+            identity.seat_secret(Epoch(1), &image("j", 0), Rank(0), &WorkerId("a".into())),
+        ] {
+            assert_ne!(other, secret);
+        }
     }
 }

@@ -138,6 +138,7 @@ impl From<&Assignment> for v1::Assign {
             n_steps_done: assignment.n_steps_done as u32,
             // Whoever sends it makes it.
             secret: Vec::new().into(),
+            exchange_secret: Vec::new().into(),
         }
     }
 }

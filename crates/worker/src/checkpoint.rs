@@ -78,7 +78,7 @@ fn parts_of(desk: &Desk, rows: &StepRows) -> Vec<v1::PutCheckpointRequest> {
     if let Some(first) = parts.first_mut() {
         first.epoch = desk.epoch.0;
         first.rank = desk.rank.0.into();
-        first.secret = desk.secret.clone();
+        first.secret = desk.secrets.seat.clone();
         first.n_steps_done = rows.n_steps_done as u32;
         first.first_row = rows.band.start as u32;
         first.n_rows = rows.band.n_rows() as u32;
@@ -129,7 +129,7 @@ pub(crate) async fn fetch(
 async fn fetch_once(channel: Channel, desk: &Desk, latent: LatentSize) -> Result<Start, Status> {
     let mut client = ClusterServiceClient::new(channel);
     let (epoch, rank) = (desk.epoch.0, desk.rank.0.into());
-    let asked = v1::GetCheckpointRequest { epoch, rank, secret: desk.secret.clone() };
+    let asked = v1::GetCheckpointRequest { epoch, rank, secret: desk.secrets.seat.clone() };
     let mut parts = client.get_checkpoint(asked).await?.into_inner();
     // It has begun to come: whether it goes on is seen.
     let _coming = Pulse::at_work_while(&**desk.pulse());

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fabric::grpc::Port;
+use fabric::grpc::{Port, Secret};
 use parallel::{Pulse, StepRows, StepTime, Watch, Work};
 use plan::{Epoch, Rank, StepIdx};
 use tokio::sync::{Notify, mpsc, watch};
@@ -19,12 +19,39 @@ use wire::v1;
 use crate::hang::{Hang, HangAt};
 use crate::part::Fault;
 
+/// What an assignment gives its worker to be known by.
+#[derive(Debug, Clone)]
+pub(crate) struct Secrets {
+    /// Shows the coordinator that this worker has the seat.
+    pub(crate) seat: Bytes,
+    /// Shows the other ranks that this one is of the attempt.
+    pub(crate) exchange: Secret,
+}
+
+impl Secrets {
+    /// As they stand in `assign`.
+    ///
+    /// # Errors
+    /// If the one for the other ranks is of another length than secrets are, as one line.
+    pub(crate) fn of(assign: &v1::Assign) -> Result<Self, String> {
+        let exchange = match <[u8; Secret::N_BYTES]>::try_from(&assign.exchange_secret[..]) {
+            Ok(bytes) => Secret::new(bytes),
+            // A coordinator of an earlier version gives none.
+            Err(_) if assign.exchange_secret.is_empty() => Secret::NONE,
+            Err(_) => {
+                let n_bytes = assign.exchange_secret.len();
+                return Err(format!("an exchange secret of {n_bytes} bytes, where {} are meant", Secret::N_BYTES));
+            }
+        };
+        Ok(Self { seat: assign.secret.clone(), exchange })
+    }
+}
+
 /// One part's desk.
 pub(crate) struct Desk {
     pub(crate) epoch: Epoch,
     pub(crate) rank: Rank,
-    /// Shows the coordinator that this worker has the seat.
-    pub(crate) secret: Bytes,
+    pub(crate) secrets: Secrets,
     port: Arc<Port>,
     reports: mpsc::Sender<v1::session_request::Message>,
     pulse: Arc<Pulse>,
@@ -54,7 +81,7 @@ struct Rows {
 
 impl Desk {
     pub(crate) fn new(
-        (epoch, rank, secret): (Epoch, Rank, Bytes),
+        (epoch, rank, secrets): (Epoch, Rank, Secrets),
         n_steps_done: usize,
         port: Arc<Port>,
         reports: mpsc::Sender<v1::session_request::Message>,
@@ -63,7 +90,7 @@ impl Desk {
         Self {
             epoch,
             rank,
-            secret,
+            secrets,
             port,
             reports,
             pulse: Arc::default(),

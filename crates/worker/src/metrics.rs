@@ -17,6 +17,7 @@ pub struct Metrics {
     step_duration: HistogramVec,
     compute: Counter,
     wait: Counter,
+    strange: IntCounter,
     corrupt: IntCounter,
     resent: IntCounter,
     fenced: IntCounter,
@@ -43,6 +44,13 @@ impl Metrics {
             wait: put(
                 registry,
                 Counter::new("fresco_exchange_wait_seconds_total", "Time that ranks waited for each other's tensors."),
+            )?,
+            strange: put(
+                registry,
+                IntCounter::new(
+                    "fresco_transfer_strange_total",
+                    "Messages dropped because their stream had not shown the secret of the attempt.",
+                ),
             )?,
             corrupt: put(
                 registry,
@@ -76,9 +84,10 @@ impl Metrics {
 
     /// Brings up to date what `port` counts.
     pub fn refresh(&self, port: &Port) {
-        let Counters { old_epoch, corrupt, resent, sent_bytes, received_bytes, .. } = port.counters();
+        let Counters { old_epoch, strange, corrupt, resent, sent_bytes, received_bytes, .. } = port.counters();
         let level = |counter: &IntCounter, now: u64| counter.inc_by(now.saturating_sub(counter.get()));
         level(&self.fenced, old_epoch);
+        level(&self.strange, strange);
         level(&self.corrupt, corrupt);
         level(&self.resent, resent);
         level(&self.transfer.with_label_values(&["sent"]), sent_bytes);

@@ -109,7 +109,8 @@ fn work(tools: &Tools, assignment: &Assignment, desk: &Arc<Desk>) -> Result<Opti
         desk.pulse().aside(|| tools.runtime.block_on(fetched))?
     };
     let peers = assignment.peers.iter().map(|peer| peer.address.clone()).collect();
-    let fabric = tools.port.open(assignment.epoch, image_hash(assignment), assignment.rank, peers);
+    let attempt = (assignment.epoch, image_hash(assignment));
+    let fabric = tools.port.open_with(desk.secrets.exchange, attempt, assignment.rank, peers);
     let bands = assignment.mesh.bands();
     let exchanges = Exchange::for_bands(
         &spec.dit,

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bytes::Bytes;
 use plan::{Assignment, Epoch, ImageSize, Rank};
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -15,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use wire::v1;
 use wire::v1::session_request::Message as Report;
 
-use crate::desk::Desk;
+use crate::desk::{Desk, Secrets};
 use crate::hang::Hang;
 use crate::metrics::Metrics;
 use crate::part::{self, Tools};
@@ -65,7 +64,7 @@ impl Parts {
     }
 
     /// Begins a part on a thread of its own, once the one before it has ended. What cannot be begun is answered.
-    pub(crate) fn begin(&mut self, assignment: Assignment, secret: Bytes) -> Option<Report> {
+    pub(crate) fn begin(&mut self, assignment: Assignment, secrets: Secrets) -> Option<Report> {
         let (epoch, rank) = (assignment.epoch, assignment.rank);
         if self.current.as_ref().is_some_and(|current| current.desk.epoch >= epoch) {
             tracing::debug!(%epoch, "an assignment of an old epoch was dropped");
@@ -78,7 +77,7 @@ impl Parts {
         }
         let before = self.dropped.last().map(|dropped| dropped.part.desk.epoch);
         let desk = Desk::new(
-            (epoch, rank, secret),
+            (epoch, rank, secrets),
             assignment.n_steps_done,
             Arc::clone(&self.tools.port),
             self.reports.clone(),

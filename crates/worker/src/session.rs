@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::bail;
-use plan::Epoch;
+use plan::{Assignment, Epoch};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -18,6 +18,7 @@ use wire::v1::session_request::Message as Report;
 use wire::v1::session_response::Message as Order;
 use wire::{convert, v1};
 
+use crate::desk::Secrets;
 use crate::part::Tools;
 use crate::parts::Parts;
 use crate::stranger;
@@ -281,15 +282,15 @@ impl Stay {
     /// Does what the coordinator orders; what cannot be done is answered.
     fn obey(&mut self, order: Order) -> Option<Report> {
         match order {
-            Order::Assign(assign) => match convert::assignment(&assign) {
-                Ok(assignment) => {
+            Order::Assign(assign) => match understood(&assign) {
+                Ok((assignment, secrets)) => {
                     self.last_word = None;
                     let (epoch, rank) = (assignment.epoch, assignment.rank);
                     tracing::info!(
                         worker = %self.worker.name, image = %assignment.image, %epoch, %rank,
                         n_steps_done = assignment.n_steps_done, "begins"
                     );
-                    self.parts.begin(assignment, assign.secret)
+                    self.parts.begin(assignment, secrets)
                 }
                 Err(error) => Some(Report::Failed(v1::Failed {
                     epoch: assign.epoch,
@@ -310,6 +311,12 @@ impl Stay {
             Order::Welcome(_) | Order::Refused(_) | Order::Drained(_) => None,
         }
     }
+}
+
+/// An assignment and its secrets, or what is wrong with it.
+fn understood(assign: &v1::Assign) -> Result<(Assignment, Secrets), String> {
+    let assignment = convert::assignment(assign).map_err(|error| error.to_string())?;
+    Ok((assignment, Secrets::of(assign)?))
 }
 
 /// Whether the device is lost, once that is known.

@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use fabric::grpc::Port;
+use bytes::Bytes;
+use fabric::grpc::{Port, Secret};
 use plan::{
     ArtifactKind, Assignment, Clean, Epoch, ImageId, ImageIdx, ImageSize, JobId, Mesh, ModelId, Peer, Rank,
     RenderRequest, RowRange, WorkerId,
 };
 
+use crate::desk::Secrets;
 use crate::models::Models;
 use crate::open_models;
 
@@ -61,4 +63,8 @@ pub(crate) fn assignment(
         peers,
         n_steps_done: 0,
     }
+}
+
+pub(crate) fn no_secrets() -> Secrets {
+    Secrets { seat: Bytes::new(), exchange: Secret::NONE }
 }

@@ -33,7 +33,7 @@ pub(crate) async fn hand_in(
             epoch: desk.epoch.0,
             artifact: (idx == 0).then(|| artifact.clone()),
             chunk,
-            secret: if idx == 0 { desk.secret.clone() } else { Bytes::new() },
+            secret: if idx == 0 { desk.secrets.seat.clone() } else { Bytes::new() },
         })
         .collect();
     let mut client = ClusterServiceClient::new(channel);

@@ -8,7 +8,7 @@ use parallel::{Seat, Start};
 use plan::{Assignment, Exchange, Mesh, Pace, Peer, RowRange, WorkerId};
 
 use super::*;
-use crate::testing::{alone, assignment, demo, model_of, peer_at, request};
+use crate::testing::{alone, assignment, demo, model_of, no_secrets, peer_at, request};
 
 /// Counts what a rank does.
 struct Counted<'a> {
@@ -76,7 +76,7 @@ fn a_decode_that_is_cancelled_ends_on_every_rank_within_one_layer() {
     let peers: Vec<Peer> = ports.iter().map(peer).collect();
     let (reports, mut said) = mpsc::channel(64);
     let desk = |(rank, port): (Rank, &Arc<Port>)| {
-        Desk::new((Epoch(1), rank, Bytes::new()), STEPS, Arc::clone(port), reports.clone(), Arc::default())
+        Desk::new((Epoch(1), rank, no_secrets()), STEPS, Arc::clone(port), reports.clone(), Arc::default())
     };
     let desks: Vec<Desk> = mesh.ranks().zip(&ports).map(desk).collect();
     let watches: Vec<Counted<'_>> = desks.iter().map(Counted::of).collect();
@@ -118,7 +118,7 @@ fn a_cancel_in_the_midst_of_a_step_is_heard_within_a_block_of_each_branch() {
     let peers = vec![peer_at(&port)];
     let assignment = assignment(&models, &request, (Epoch(1), alone(&request), Rank(0)), peers);
     let (reports, mut said) = mpsc::channel(64);
-    let desk = Desk::new((Epoch(1), Rank(0), Bytes::new()), 0, Arc::clone(&port), reports, Arc::default());
+    let desk = Desk::new((Epoch(1), Rank(0), no_secrets()), 0, Arc::clone(&port), reports, Arc::default());
     let watch = Counted::of(&desk);
     let n_tokens = request.size.latent(renderer.folder().spec().vae.factor()).tokens().n_tokens();
     let exchanges = Exchange::for_blocks(&renderer.folder().spec().dit, n_tokens, 1, Pace::CPU);

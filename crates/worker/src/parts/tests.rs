@@ -6,7 +6,7 @@ use tonic::transport::Endpoint;
 
 use super::*;
 use crate::hang::HangAt;
-use crate::testing::{alone, assignment, demo, peer_at, request};
+use crate::testing::{alone, assignment, demo, no_secrets, peer_at, request};
 
 /// Parts of a worker whose ranks hang in their first step, what they report, and their metrics.
 struct Scene {
@@ -41,7 +41,7 @@ impl Scene {
         let (tools, mesh) = (&self.parts.tools, alone(&request));
         let peers = vec![peer_at(&tools.port)];
         let assignment = assignment(&tools.models, &request, (Epoch(epoch), mesh, Rank(0)), peers);
-        self.parts.begin(assignment, Bytes::new())
+        self.parts.begin(assignment, no_secrets())
     }
 
     async fn until_it_hangs(&self) {

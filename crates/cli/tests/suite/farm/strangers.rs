@@ -2,9 +2,12 @@
 //! say nothing.
 
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
+use fabric::grpc::{Port, PortConfig};
+use fabric::{Payload, Tag};
+use plan::{Epoch, Rank};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use wire::v1;
@@ -13,7 +16,7 @@ use wire::v1::render_service_client::RenderServiceClient;
 use wire::v1::session_request::Message as Report;
 use wire::v1::session_response::Message as Order;
 
-use super::Farm;
+use super::{Farm, metric, until};
 
 #[test]
 fn a_worker_with_other_weights_of_the_same_name_is_refused_by_name() {
@@ -148,4 +151,35 @@ fn peers_that_connect_and_say_nothing_are_sent_away_and_nobody_else_notices() {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).expect("the coordinator closes it");
     }
+}
+
+/// Tensors for the farm's next attempts, from a process that is in none of them, lie at a worker before these begin.
+#[test]
+fn tensors_that_a_stranger_sends_ahead_of_a_picture_are_dropped_and_counted() {
+    let farm = Farm::start();
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("it is bound").to_string();
+    let first = farm.worker_with("a", &["--listen", &free, "--status", "127.0.0.1:0"]);
+    let metrics = first.address_of_metrics();
+    first.until_it_says("joined");
+    let second = farm.worker("b");
+    second.until_it_says("joined");
+
+    let strangers = [0, 1].map(|_| Port::bind("http://127.0.0.1:0", PortConfig::default()).expect("a port is free"));
+    let mut views = Vec::new();
+    for (rank, stranger) in (0..).zip(&strangers) {
+        for epoch in 1..=4 {
+            let mut peers = vec![format!("http://{free}"); 2];
+            stranger.address().clone_into(&mut peers[usize::from(rank)]);
+            let view = stranger.open(Epoch(epoch), epoch, Rank(rank), peers);
+            for tag in 0..4 {
+                view.send(Rank(1 - rank), Tag(tag), Payload::Bytes(vec![0; 64].into())).expect("there is room");
+            }
+            views.push(view);
+        }
+    }
+    until("the worker has them", || metric(&metrics, "fresco_transfer_bytes_total") >= 2048.0);
+    let job = farm.submit(47);
+    assert_eq!(farm.call(&["wait", &job]).code, Some(0));
+    farm.check_picture(&job, 47);
+    assert!(metric(&metrics, "fresco_transfer_strange_total") >= 4.0);
 }
