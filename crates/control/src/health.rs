@@ -16,6 +16,9 @@ const MOST_JOBS: usize = 8;
 /// The pause after a single failure, four times as long after the second.
 const PAUSE_MS: u64 = 100;
 
+/// How long after its rest a worker that is gone is remembered.
+const REMEMBERED_MS: u64 = 10 * 60_000;
+
 /// A failure that is charged to an image as long as its worker may be well.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Charge {
@@ -26,8 +29,8 @@ pub(crate) struct Charge {
 /// One worker's record. It outlives its sessions: a process that starts anew under a name is no better for it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Health {
-    /// Failures since the last step that was kept with its help.
-    in_a_row: Vec<Charge>,
+    /// Failures and deaths since the last step that was kept with its help; `None` for a death.
+    in_a_row: Vec<Option<Charge>>,
     n_quarantines: u32,
     /// Not to be given work before.
     pub(crate) rests_until: Millis,
@@ -47,10 +50,10 @@ pub(crate) struct Quarantined {
 }
 
 impl Health {
-    /// Takes in a failure at `now`. A worker that was in quarantine and has done nothing well since needs no second one.
+    /// Takes in a failure at `now`, or with no `charge` a death. A worker that was in quarantine and has done nothing well since needs no second one.
     pub(crate) fn failed(
         &mut self,
-        charge: Charge,
+        charge: Option<Charge>,
         job: u64,
         message: &str,
         now: Millis,
@@ -61,9 +64,14 @@ impl Health {
             self.failed_jobs.insert(job);
         }
         message.clone_into(&mut self.message);
+        // Starting a process anew is pause enough.
+        let pauses = charge.is_some();
         self.in_a_row.push(charge);
         let n = self.in_a_row.len();
         if n < MOST_IN_A_ROW && self.n_quarantines == 0 {
+            if !pauses {
+                return None;
+            }
             let pause_ms = PAUSE_MS << (2 * (n as u32 - 1));
             self.rests_until = now + pause_ms;
             return None;
@@ -71,7 +79,7 @@ impl Health {
         let for_ms = base_ms << self.n_quarantines.min(MOST_DOUBLINGS);
         self.n_quarantines = self.n_quarantines.saturating_add(1);
         self.rests_until = now + for_ms;
-        Some(Quarantined { for_ms, charges: std::mem::take(&mut self.in_a_row) })
+        Some(Quarantined { for_ms, charges: std::mem::take(&mut self.in_a_row).into_iter().flatten().collect() })
     }
 
     /// A step was kept with its help.
@@ -94,6 +102,11 @@ impl Health {
     /// Whether it is in quarantine, and not only in a short pause.
     pub(crate) fn is_quarantined(&self, now: Millis) -> bool {
         self.n_quarantines > 0 && self.rests_until > now
+    }
+
+    /// Whether the record of a worker that is gone is kept: for a while, since one that died may be started again.
+    pub(crate) fn is_remembered(&self, now: Millis) -> bool {
+        self.is_suspect() && self.rests_until + REMEMBERED_MS > now
     }
 
     /// Whether it has failed and not done anything well since.
@@ -131,10 +144,10 @@ mod tests {
     fn the_third_failure_in_a_row_is_a_quarantine_and_gives_back_all_three() {
         let mut health = Health::default();
         for (image, pause_ms) in [(0, 100), (1, 400)] {
-            assert!(health.failed(charge(image), 7, "it broke", Millis(50), BASE_MS).is_none());
+            assert!(health.failed(Some(charge(image)), 7, "it broke", Millis(50), BASE_MS).is_none());
             assert_eq!((health.rests_until, health.is_quarantined(Millis(50))), (Millis(50) + pause_ms, false));
         }
-        let quarantined = health.failed(charge(2), 7, "it broke", Millis(50), BASE_MS).expect("the third");
+        let quarantined = health.failed(Some(charge(2)), 7, "it broke", Millis(50), BASE_MS).expect("the third");
         assert_eq!((quarantined.for_ms, quarantined.charges), (BASE_MS, vec![charge(0), charge(1), charge(2)]));
         assert!(health.is_quarantined(Millis(50)) && !health.is_quarantined(Millis(50) + BASE_MS));
     }
@@ -142,7 +155,7 @@ mod tests {
     #[test]
     fn each_failure_after_a_quarantine_doubles_it_until_a_step_is_kept() {
         let mut health = Health::default();
-        let fail = |health: &mut Health| health.failed(charge(0), 7, "", Millis(0), BASE_MS).map(|q| q.for_ms);
+        let fail = |health: &mut Health| health.failed(Some(charge(0)), 7, "", Millis(0), BASE_MS).map(|q| q.for_ms);
         assert_eq!([fail(&mut health), fail(&mut health), fail(&mut health)], [None, None, Some(BASE_MS)]);
         assert_eq!([fail(&mut health), fail(&mut health)], [Some(2 * BASE_MS), Some(4 * BASE_MS)]);
         for _ in 0..100 {

@@ -124,9 +124,7 @@ impl Control {
             health.acquit();
         }
         for Charge { image, cause } in quarantined.into_iter().flatten() {
-            if self.is_given_back(&image, worker, cause) && self.image(&image).is_some_and(Image::is_open) {
-                self.change(&image, |image| give_back(image, cause));
-            }
+            self.give_back_if_due(&image, worker, cause);
         }
     }
 
@@ -135,15 +133,41 @@ impl Control {
         if cause == Cause::Input {
             return None;
         }
+        let charge = Charge { image: image.clone(), cause };
+        self.note(worker, image, Some(charge), message)
+    }
+
+    /// Counts in a worker's record that it died at an image, to which the loss stays charged: it may take many of them.
+    pub(super) fn note_death(&mut self, worker: &WorkerId, image: &ImageId) {
+        let charges = self.note(worker, image, None, "it died at work");
+        for Charge { image, cause } in charges.into_iter().flatten() {
+            self.give_back_if_due(&image, worker, cause);
+        }
+    }
+
+    fn note(
+        &mut self,
+        worker: &WorkerId,
+        image: &ImageId,
+        charge: Option<Charge>,
+        message: &str,
+    ) -> Option<Vec<Charge>> {
         let job = self.jobs.get(&image.job).map_or(0, |job| job.number);
         let health = self.healths.entry(worker.clone()).or_default();
-        let charge = Charge { image: image.clone(), cause };
         let quarantined = health.failed(charge, job, message, self.now, self.config.quarantine_ms);
-        self.rest_ends.insert(health.rests_until);
+        if health.rests_until > self.now {
+            self.rest_ends.insert(health.rests_until);
+        }
         let Quarantined { for_ms, charges } = quarantined?;
         self.counters.quarantines += 1;
         self.put(Output::Quarantine { worker: worker.clone(), for_ms, message: message.to_owned() });
         Some(charges)
+    }
+
+    fn give_back_if_due(&mut self, image: &ImageId, worker: &WorkerId, cause: Cause) {
+        if self.is_given_back(image, worker, cause) && self.image(image).is_some_and(Image::is_open) {
+            self.change(image, |image| give_back(image, cause));
+        }
     }
 
     /// Whether a failure of a worker that turns out to be sick is no fault of its image. What broke the program or gave

@@ -27,7 +27,7 @@ impl Control {
         let (lease_until, running) = (self.now + lease_ttl_ms, hello.running);
         let is_other = |member: &Member| member.hello.incarnation != hello.incarnation;
         if self.members.get(&worker).is_some_and(is_other) {
-            self.lose(&worker);
+            self.lose_to_death(&worker);
         }
         let before = self.members.remove(&worker);
         if let Some(before) = &before {
@@ -196,16 +196,26 @@ impl Control {
         for (worker, session) in lost {
             self.counters.leases_ended += 1;
             self.put(Output::Expel { worker: worker.clone(), session, why: Expelled::LeaseEnded });
-            self.lose(&worker);
+            self.lose_to_death(&worker);
         }
+    }
+
+    /// Loses a member that did not say that it leaves. One that dies with its image again and again, out of memory for
+    /// instance, is as sick as one that reports failures.
+    fn lose_to_death(&mut self, worker: &WorkerId) {
+        let epoch = self.members.get(worker).and_then(|member| member.epoch);
+        let at_work = epoch.and_then(|epoch| self.attempts.get(&epoch)).map(|attempt| attempt.image.clone());
+        if let Some(image) = at_work {
+            self.note_death(worker, &image);
+        }
+        self.lose(worker);
     }
 
     pub(super) fn lose(&mut self, worker: &WorkerId) {
         let Some(member) = self.members.remove(worker) else { return };
         self.rifts.forget(worker);
-        // Records of workers that are gone are kept only while they rest.
         let (members, now) = (&self.members, self.now);
-        self.healths.retain(|worker, health| members.contains_key(worker) || health.rests_until > now);
+        self.healths.retain(|worker, health| members.contains_key(worker) || health.is_remembered(now));
         if let Some(epoch) = member.epoch {
             self.requeue_after_loss(epoch, Some(worker), format!("worker {worker} was lost"));
         }

@@ -158,3 +158,36 @@ fn a_worker_that_starts_anew_under_its_name_is_no_better_for_it() {
     assert_eq!(state(&farm, "a"), MemberState::Quarantined);
     farm.hear(Input::Leave { worker: id("a"), session: a });
 }
+
+/// A process that is ended for its memory says nothing: its lease ends, and it comes back under its name.
+#[test]
+fn a_worker_that_dies_at_three_images_in_a_row_rests_however_often_it_is_started() {
+    let mut farm = Farm::new();
+    let job = farm.submit(1);
+    let mut outputs = Vec::new();
+    for incarnation in ["1", "2", "3"] {
+        let (session, _) = farm.join_as("a", hello(incarnation));
+        farm.wait(500);
+        assert_eq!(farm.seats(&job, 0), ["a"]);
+        farm.hear(Input::Left { worker: id("a"), session });
+        outputs = farm.wait(5_000);
+    }
+    assert_eq!(quarantined(&outputs), [("a".to_owned(), 15_000)]);
+    let (_, outputs) = farm.join_as("a", hello("4"));
+    assert_eq!((assigned(&outputs), farm.image(&job, 0).n_losses), (vec![], 3));
+    assert_eq!(state(&farm, "a"), MemberState::Quarantined);
+    farm.join("b");
+    assert_eq!(farm.seats(&job, 0), ["b"], "others go on meanwhile");
+}
+
+#[test]
+fn a_worker_that_says_that_it_leaves_is_not_sick() {
+    let mut farm = Farm::new();
+    farm.submit(1);
+    for incarnation in ["1", "2", "3", "4"] {
+        let (session, outputs) = farm.join_as("a", hello(incarnation));
+        assert_eq!(assigned(&outputs).len(), 1);
+        farm.hear(Input::Leave { worker: id("a"), session });
+    }
+    assert_eq!(farm.control.counters().quarantines, 0);
+}
