@@ -4,8 +4,8 @@
 //! on the number of threads, or on the width of the machine's vectors (machines with fused multiply-add give
 //! equal bits; portable code is a class of its own).
 //!
-//! The one place with `unsafe`: vector instructions, writes of disjoint rows from several threads, and file
-//! maps. Work is spread over rayon's current pool.
+//! The one place with `unsafe`: vector instructions, writes of disjoint rows from several threads, file
+//! maps, and a setting of the heap. Work is spread over rayon's current pool.
 
 mod attention;
 mod buffer;
@@ -13,6 +13,7 @@ mod conv;
 mod cuda;
 mod finite;
 mod group_norm;
+mod heap;
 mod isa;
 mod linear;
 mod mapped;
@@ -32,6 +33,7 @@ pub use cuda::probe::{Gpu, GpuError, find_gpu};
 pub use cuda::travel::{Arriving, HostValues, Leaving, clear_spares, leave};
 pub use finite::{all_finite, all_finite_bf16, is_finite};
 pub use group_norm::{ChannelAffine, Moments, affine_of, apply, moments};
+pub use heap::return_large_blocks;
 pub use isa::{Isa, isa};
 pub use linear::{Epilogue, Linear, Mlp};
 pub use mapped::MappedFile;

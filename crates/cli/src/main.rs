@@ -36,6 +36,7 @@ use args::{Cli, Command, Variable};
 use exit::{Outcome, Stop};
 
 fn main() -> ExitCode {
+    kernels::return_large_blocks();
     let mut variables = Vec::new();
     let ended = match command_line(&mut variables) {
         Ok(Some(cli)) => start_log(&cli.command).and_then(|()| run(cli.command)),

@@ -13,7 +13,9 @@ pub(crate) fn check(memory: &Memory, folder: &ModelFolder, size: ImageSize) -> R
 
 fn fits(memory: &Memory, spec: &ModelSpec, size: ImageSize, (networks, text): (u64, u64)) -> Result<(), String> {
     let footprint = Footprint::of(spec, size, Share::whole(spec, size), size_of::<f32>() as u64);
-    let checked = memory.check(footprint.on_cpu_bytes(networks, text, TextHome::Files));
+    let need_bytes = footprint.on_cpu_bytes(networks, text, TextHome::Files);
+    tracing::debug!(%size, counted_mib = %(need_bytes >> 20), "memory that the picture needs at its widest");
+    let checked = memory.check(need_bytes);
     checked.map_err(|shortage| format!("{size} needs {shortage}: choose a smaller --size or free memory"))
 }
 

@@ -1,7 +1,7 @@
 //! How much memory a render needs, known before the work starts.
 //!
-//! Counts the tensors that are alive together at the widest points; scratch of the streaming kernels
-//! is a fixed allowance. 128-bit throughout, because a user may ask for any size at all.
+//! Counts the tensors that are alive together at the widest points. Files that are mapped do not count: the system takes
+//! their pages back when it is short of memory. 128-bit throughout, because a user may ask for any size at all.
 
 use crate::geometry::ImageSize;
 use crate::id::Rank;
@@ -13,6 +13,8 @@ use crate::text_home::TextHome;
 /// Slabs a decode's widest layer is read in, unless they would be small.
 const N_SLABS: u128 = 16;
 const LEAST_SLAB_BYTES: u128 = 16 << 20;
+/// Of a layer read in few slabs, the share that is there twice while a slab is computed.
+const TWICE_SHARE: u128 = 4;
 
 /// What one rank has of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +58,18 @@ pub struct Footprint {
     pub captions_bytes: u128,
     /// The widest moment of the transformer.
     pub dit_bytes: u128,
-    /// The widest moment of the decode.
+    /// The widest moment of the decode, at whose end its layers are gone.
     pub vae_bytes: u128,
+    /// Pixels of other ranks, which come while this one decodes; f32 on the CPU.
+    pub gathered_bytes: u128,
     /// The finished pixels, which are always f32 on the CPU.
     pub picture_bytes: u128,
 }
 
-/// Scratch of kernels, code, tokenizer.
-const ALLOWANCE_BYTES: u128 = 64 << 20;
+/// What a process holds before it has read a model: its heap, stacks, the tokenizer.
+const PROCESS_BYTES: u128 = 16 << 20;
+/// Scratch of a GPU's kernels and libraries.
+const GPU_SCRATCH_BYTES: u128 = 64 << 20;
 
 impl Footprint {
     /// What `share` of a picture of `size` takes where a value is stored in `value_bytes`.
@@ -73,12 +79,14 @@ impl Footprint {
         let [own, all] = [share.decode_rows, latent.rows].map(|rows| rows as u128 * latent.cols as u128);
         // A slab is read while the one before has just been written.
         let widest_bytes = widest_values(&spec.vae, own) * u128::from(value_bytes);
-        let layers = widest_bytes + 2 * slab_bytes(&spec.vae, own, value_bytes).min(widest_bytes);
+        let slabs_bytes = 2 * slab_bytes(&spec.vae, own, value_bytes);
+        let layers = widest_bytes + slabs_bytes.min(widest_bytes / TWICE_SHARE);
         Self {
             encode_bytes: encode_values(&spec.text) * size_of::<f32>() as u128,
             captions_bytes: share.n_captions as u128 * caption_values(&spec.dit) * u128::from(value_bytes),
             dit_bytes: dit_values(&spec.dit, spec.vae.factor(), size, share) * u128::from(value_bytes),
             vae_bytes: layers.max(attention_values(&spec.vae, own, all) * u128::from(value_bytes)),
+            gathered_bytes: 3 * pixels * size_of::<f32>() as u128 * u128::from(own < all),
             // Planes, the rows they come from, and those in 0..1.
             picture_bytes: 9 * pixels * size_of::<f32>() as u128,
         }
@@ -89,12 +97,13 @@ impl Footprint {
     /// the prompt.
     pub fn on_cpu_bytes(&self, networks_bytes: u64, text_bytes: u64, text_home: TextHome) -> u128 {
         let text_bytes = u128::from(text_bytes);
-        let drawn_bytes = self.captions_bytes + self.dit_bytes.max(self.vae_bytes + self.picture_bytes);
+        let drawn_bytes =
+            self.captions_bytes + self.dit_bytes.max(self.vae_bytes + self.gathered_bytes).max(self.picture_bytes);
         let widest_bytes = match text_home {
             TextHome::Files => drawn_bytes.max(text_bytes + self.encode_bytes),
             TextHome::Memory => text_bytes + drawn_bytes.max(self.encode_bytes),
         };
-        u128::from(networks_bytes) + widest_bytes + ALLOWANCE_BYTES
+        u128::from(networks_bytes) + widest_bytes + PROCESS_BYTES
     }
 
     /// The same without the weights, on a device that stores a value in `value_bytes`: 4 on a CPU, less on a GPU.
@@ -104,7 +113,7 @@ impl Footprint {
 
     /// The same of a GPU's memory, beside the weights that are there already; the encoder works on the CPU.
     pub fn on_gpu_bytes(&self) -> u128 {
-        self.captions_bytes + self.dit_bytes.max(self.vae_bytes) + ALLOWANCE_BYTES
+        self.captions_bytes + self.dit_bytes.max(self.vae_bytes) + GPU_SCRATCH_BYTES
     }
 }
 
