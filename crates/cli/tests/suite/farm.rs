@@ -14,6 +14,7 @@ use crate::desk::{Desk, FRESCO, Run};
 
 mod away;
 mod clients;
+mod crowds;
 mod folders;
 mod hangs;
 mod kills;
