@@ -163,9 +163,10 @@ impl Driver {
                 }
             },
             Message::Watch(job, answer) => {
-                let changes = self.control.job(&job).is_some().then(|| {
-                    let changes = self.watchers.entry(job).or_insert_with(|| broadcast::Sender::new(CHANGES));
-                    changes.subscribe()
+                let changes = self.control.job(&job).map(control::Job::is_open).map(|is_open| match is_open {
+                    true => self.watchers.entry(job).or_insert_with(|| broadcast::Sender::new(CHANGES)).subscribe(),
+                    // Nothing more comes, so nothing is kept for it.
+                    false => broadcast::Sender::new(1).subscribe(),
                 });
                 drop(answer.send(changes));
             }

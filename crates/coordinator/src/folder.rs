@@ -108,9 +108,13 @@ impl Folder {
     pub(crate) fn open(path: PathBuf, store: &Path, identity: &Identity, adopt: bool) -> Result<Self, FolderError> {
         fs::create_dir_all(&path).map_err(|error| io_error(&path, error))?;
         let folder = Self { path, store: identity.id.clone() };
-        let marker = match read_marker(&folder.path) {
-            Err(FolderError::Unreadable { .. }) if adopt => None,
-            marker => marker?,
+        let (marker, is_free) = match read_marker(&folder.path) {
+            Err(FolderError::Unreadable { .. }) if adopt => (None, false),
+            marker => {
+                let marker = marker?;
+                let is_free = marker.is_none();
+                (marker, is_free)
+            }
         };
         match marker {
             Some(marker) if marker.store == identity.id => {}
@@ -130,7 +134,13 @@ impl Folder {
                 }
                 let earlier_stores = marker
                     .map_or_else(Vec::new, |marker| marker.earlier_stores.into_iter().chain([marker.store]).collect());
-                folder.mark(earlier_stores).map_err(|error| io_error(&folder.path, error))?;
+                match folder.mark(earlier_stores, is_free) {
+                    // Another store took the folder at the same moment, and says so in its marker.
+                    Err(error) if is_free && error.kind() == ErrorKind::AlreadyExists => {
+                        return Self::open(folder.path, store, identity, adopt);
+                    }
+                    marked => marked.map_err(|error| io_error(&folder.path, error))?,
+                }
             }
         }
         // Whoever is at work here is writing some of them.
@@ -139,14 +149,23 @@ impl Folder {
         Ok(folder)
     }
 
-    fn mark(&self, earlier_stores: Vec<String>) -> io::Result<()> {
+    /// Marks the folder; one that was free a moment ago only if it still is.
+    fn mark(&self, earlier_stores: Vec<String>, is_free: bool) -> io::Result<()> {
         let about = "Files in this folder belong to one store of fresco; keep this file with them.".to_owned();
         let marker = Marker { about, store: self.store.clone(), since: crate::identity::now(), earlier_stores };
         let mut partial = self.partial()?;
         serde_json::to_writer_pretty(&mut partial, &marker)?;
         partial.write_all(b"\n")?;
         partial.as_file().sync_all()?;
-        self.name(partial, MARKER)?;
+        if !is_free {
+            self.name(partial, MARKER)?;
+        } else if let Err(refused) = partial.persist_noclobber(self.path.join(MARKER)) {
+            if refused.error.kind() == ErrorKind::AlreadyExists {
+                return Err(refused.error);
+            }
+            // Some file systems cannot give a name only if it is free.
+            self.name(refused.file, MARKER)?;
+        }
         self.sync()
     }
 

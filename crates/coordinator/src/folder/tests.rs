@@ -30,6 +30,25 @@ fn a_second_store_is_refused_by_name_and_with_the_way_out() {
 }
 
 #[test]
+fn of_stores_that_open_a_free_folder_at_once_one_has_it() {
+    const N_STORES: usize = 8;
+    for _ in 0..50 {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let start = std::sync::Barrier::new(N_STORES);
+        let opened = |idx: usize| {
+            start.wait();
+            open(folder.path(), &format!("store-{idx}"), false).is_ok()
+        };
+        let n_opened = std::thread::scope(|scope| {
+            let opened = &opened;
+            let opening: Vec<_> = (0..N_STORES).map(|idx| scope.spawn(move || opened(idx))).collect();
+            opening.into_iter().map(|opening| opening.join().expect("nobody panics")).filter(|is| *is).count()
+        });
+        assert_eq!(n_opened, 1);
+    }
+}
+
+#[test]
 fn a_folder_nobody_has_marked_is_adopted_and_loses_nothing() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let names = ["ab".repeat(32), ".x.partial".into(), "notes".into(), ".other-store-1.partial".into()];
