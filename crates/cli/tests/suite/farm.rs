@@ -143,8 +143,11 @@ impl Farm {
 
     fn start_coordinator_with(&mut self, more: &[&str]) {
         let lease_ms = LEASE_MS.to_string();
-        let args = ["coordinator", "--listen", self.address(), "--lease-ttl-ms", &lease_ms];
         let own: Vec<&str> = self.more.iter().map(String::as_str).collect();
+        let mut args = vec!["coordinator", "--listen", self.address()];
+        if !own.contains(&"--lease-ttl-ms") {
+            args.extend(["--lease-ttl-ms", &lease_ms]);
+        }
         let places = ["--store", "redb:data/store", "--artifacts", "file:data/pictures"];
         let started = Process::start(&mut self.desk.command(FRESCO, &[&args[..], &places, &own, more].concat()));
         started.until_it_says("coordinating on");
