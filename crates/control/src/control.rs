@@ -10,7 +10,7 @@ use plan::{Epoch, ImageId, JobId, Millis, WorkerId};
 
 use crate::attempt::Attempt;
 use crate::demand::Costs;
-use crate::health::Healths;
+use crate::health::{Healths, Silent};
 use crate::input::Input;
 use crate::job::{Image, Job, Phase};
 use crate::member::{Member, MemberState, MemberView};
@@ -38,6 +38,8 @@ pub struct Control {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) members: BTreeMap<WorkerId, Member>,
     pub(crate) healths: Healths,
+    /// Workers that were lost at work and did not say that they leave.
+    pub(crate) silent: BTreeMap<WorkerId, Silent>,
     /// When workers that rest may be given work again.
     rest_ends: BTreeSet<Millis>,
     pub(crate) attempts: BTreeMap<Epoch, Attempt>,
@@ -71,6 +73,7 @@ impl Control {
             jobs: BTreeMap::new(),
             members: BTreeMap::new(),
             healths: Healths::new(),
+            silent: BTreeMap::new(),
             rest_ends: BTreeSet::new(),
             attempts: BTreeMap::new(),
             rifts: Rifts::default(),

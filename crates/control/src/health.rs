@@ -17,7 +17,7 @@ const MOST_JOBS: usize = 8;
 const PAUSE_MS: u64 = 100;
 
 /// How long after its rest a worker that is gone is remembered.
-const REMEMBERED_MS: u64 = 10 * 60_000;
+pub(crate) const REMEMBERED_MS: u64 = 10 * 60_000;
 
 /// A failure that is charged to an image as long as its worker may be well.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,7 @@ pub(crate) struct Health {
     /// Failures and deaths since the last step that was kept with its help; `None` for a death.
     in_a_row: Vec<Option<Charge>>,
     n_quarantines: u32,
+    last_failed_at: Millis,
     /// Not to be given work before.
     pub(crate) rests_until: Millis,
     /// Numbers of the jobs it failed at since then, of a few of them.
@@ -60,6 +61,7 @@ impl Health {
         base_ms: u64,
     ) -> Option<Quarantined> {
         self.is_proven = false;
+        self.last_failed_at = now;
         if self.failed_jobs.len() < MOST_JOBS {
             self.failed_jobs.insert(job);
         }
@@ -106,12 +108,13 @@ impl Health {
 
     /// Whether the record of a worker that is gone is kept: for a while, since one that died may be started again.
     pub(crate) fn is_remembered(&self, now: Millis) -> bool {
-        self.is_suspect() && self.rests_until + REMEMBERED_MS > now
+        let has_failed = self.n_quarantines > 0 || !self.in_a_row.is_empty();
+        has_failed && self.rests_until.max(self.last_failed_at) + REMEMBERED_MS > now
     }
 
-    /// Whether it has failed and not done anything well since.
+    /// Whether it has failed and not done anything well since. One death or two are no suspicion: machines are restarted.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.n_quarantines > 0 || !self.in_a_row.is_empty()
+        self.n_quarantines > 0 || self.in_a_row.iter().any(Option::is_some)
     }
 
     /// Jobs it failed at since it last did something well: another job tells whether it is the worker.
@@ -123,6 +126,14 @@ impl Health {
     pub(crate) fn doubt(&mut self) {
         self.is_proven = false;
     }
+}
+
+/// A worker that was lost at work.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Silent {
+    pub(crate) incarnation: String,
+    pub(crate) image: ImageId,
+    pub(crate) since: Millis,
 }
 
 /// Every worker that failed or did something well, by name.

@@ -136,7 +136,11 @@ impl Folder {
                     .map_or_else(Vec::new, |marker| marker.earlier_stores.into_iter().chain([marker.store]).collect());
                 match folder.mark(earlier_stores, is_free) {
                     // Another store took the folder at the same moment, and says so in its marker.
-                    Err(error) if is_free && error.kind() == ErrorKind::AlreadyExists => {
+                    Err(error)
+                        if is_free
+                            && error.kind() == ErrorKind::AlreadyExists
+                            && read_marker(&folder.path)?.is_some() =>
+                    {
                         return Self::open(folder.path, store, identity, adopt);
                     }
                     marked => marked.map_err(|error| io_error(&folder.path, error))?,

@@ -66,7 +66,7 @@ pub struct Footprint {
     pub picture_bytes: u128,
 }
 
-/// What a process holds before it has read a model: its heap, stacks, the tokenizer.
+/// What a process holds beside tensors: its heap, stacks, the tokenizer, scratch of the streaming kernels.
 const PROCESS_BYTES: u128 = 16 << 20;
 /// Scratch of a GPU's kernels and libraries.
 const GPU_SCRATCH_BYTES: u128 = 64 << 20;
@@ -80,7 +80,9 @@ impl Footprint {
         // A slab is read while the one before has just been written.
         let widest_bytes = widest_values(&spec.vae, own) * u128::from(value_bytes);
         let slabs_bytes = 2 * slab_bytes(&spec.vae, own, value_bytes);
-        let layers = widest_bytes + slabs_bytes.min(widest_bytes / TWICE_SHARE);
+        // No slab is less than a latent row.
+        let row_bytes = widest_values(&spec.vae, latent.cols as u128) * u128::from(value_bytes);
+        let layers = widest_bytes + slabs_bytes.min(widest_bytes / TWICE_SHARE).max(row_bytes.min(widest_bytes));
         Self {
             encode_bytes: encode_values(&spec.text) * size_of::<f32>() as u128,
             captions_bytes: share.n_captions as u128 * caption_values(&spec.dit) * u128::from(value_bytes),

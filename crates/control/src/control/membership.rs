@@ -4,6 +4,7 @@ use plan::{Epoch, ImageId, ModelFacts, Rank, WorkerId};
 
 use super::Control;
 use crate::attempt::Suspicion;
+use crate::health::{REMEMBERED_MS, Silent};
 use crate::input::{Hello, Running, SessionId};
 use crate::member::{Member, Progress};
 use crate::output::{Expelled, Output};
@@ -27,8 +28,9 @@ impl Control {
         let (lease_until, running) = (self.now + lease_ttl_ms, hello.running);
         let is_other = |member: &Member| member.hello.incarnation != hello.incarnation;
         if self.members.get(&worker).is_some_and(is_other) {
-            self.lose_to_death(&worker);
+            self.lose_silent(&worker);
         }
+        self.back(&worker, &hello.incarnation);
         let before = self.members.remove(&worker);
         if let Some(before) = &before {
             let (worker, session) = (worker.clone(), before.session);
@@ -196,19 +198,31 @@ impl Control {
         for (worker, session) in lost {
             self.counters.leases_ended += 1;
             self.put(Output::Expel { worker: worker.clone(), session, why: Expelled::LeaseEnded });
-            self.lose_to_death(&worker);
+            self.lose_silent(&worker);
         }
     }
 
-    /// Loses a member that did not say that it leaves. One that dies with its image again and again, out of memory for
-    /// instance, is as sick as one that reports failures.
-    fn lose_to_death(&mut self, worker: &WorkerId) {
-        let epoch = self.members.get(worker).and_then(|member| member.epoch);
-        let at_work = epoch.and_then(|epoch| self.attempts.get(&epoch)).map(|attempt| attempt.image.clone());
-        if let Some(image) = at_work {
-            self.note_death(worker, &image);
-        }
+    /// Loses a member that did not say that it leaves: its process died or cannot be reached, which is known when one
+    /// comes back under its name.
+    fn lose_silent(&mut self, worker: &WorkerId) {
+        let now = self.now;
+        self.silent.retain(|_, silent| silent.since + REMEMBERED_MS > now);
+        let at_work = self.members.get(worker).and_then(|member| {
+            let attempt = self.attempts.get(&member.epoch?)?;
+            Some(Silent { incarnation: member.hello.incarnation.clone(), image: attempt.image.clone(), since: now })
+        });
+        self.silent.extend(at_work.map(|silent| (worker.clone(), silent)));
         self.lose(worker);
+    }
+
+    /// A worker that was lost at work is back. If it is another process, the one before died: one that does so again and
+    /// again, out of memory for instance, is as sick as one that reports failures.
+    fn back(&mut self, worker: &WorkerId, incarnation: &str) {
+        if let Some(silent) = self.silent.remove(worker)
+            && silent.incarnation != incarnation
+        {
+            self.note_death(worker, &silent.image);
+        }
     }
 
     pub(super) fn lose(&mut self, worker: &WorkerId) {

@@ -26,8 +26,15 @@ const BEAT: Duration = Duration::from_millis(500);
 /// What the coordinator serves of a seat at a time.
 const N_UPLOADS: usize = 4;
 
+/// Counts what all seats do.
+#[derive(Clone, Default)]
+struct Crowd {
+    n_at_work: Arc<AtomicUsize>,
+    n_ended: Arc<AtomicUsize>,
+}
+
 /// A member that takes one image, hands in four pictures of a mebibyte at some bytes a second, and never ends.
-async fn trickle(channel: Channel, join: v1::Join, n_at_work: Arc<AtomicUsize>) -> Result<(), String> {
+async fn trickle(channel: Channel, join: v1::Join, crowd: Crowd) -> Result<(), String> {
     let mut members = ClusterServiceClient::new(channel);
     let (said, requests) = tokio::sync::mpsc::channel(8);
     let say = |message| v1::SessionRequest { message: Some(message) };
@@ -42,10 +49,14 @@ async fn trickle(channel: Channel, join: v1::Join, n_at_work: Arc<AtomicUsize>) 
             order = orders.message() => match order.map_err(|status| status.to_string())? {
                 Some(v1::SessionResponse { message: Some(Order::Assign(assign)) }) => {
                     at_work = assign.epoch;
-                    n_at_work.fetch_add(1, Ordering::SeqCst);
+                    crowd.n_at_work.fetch_add(1, Ordering::SeqCst);
                     for _ in 0..N_UPLOADS {
                         let (mut members, requests) = (members.clone(), drops(&assign));
-                        uploads.spawn(async move { drop(members.put_artifact(requests).await) });
+                        let n_ended = Arc::clone(&crowd.n_ended);
+                        uploads.spawn(async move {
+                            drop(members.put_artifact(requests).await);
+                            n_ended.fetch_add(1, Ordering::SeqCst);
+                        });
                     }
                 }
                 Some(_) => {}
@@ -92,16 +103,16 @@ fn five_hundred_uploads_that_trickle_end_no_lease_and_keep_nobody_else() {
         value_bytes: 4,
         ..v1::Join::default()
     };
-    let n_at_work = Arc::new(AtomicUsize::new(0));
+    let crowd = Crowd::default();
     let mut seats: tokio::task::JoinSet<Result<(), String>> = runtime.block_on(async {
         let mut seats = tokio::task::JoinSet::new();
         for idx in 0..N_SEATS {
             let channel = Channel::from_shared(farm.url.clone()).expect("it is an address").connect_lazy();
-            seats.spawn(trickle(channel, join(idx), Arc::clone(&n_at_work)));
+            seats.spawn(trickle(channel, join(idx), crowd.clone()));
         }
         seats
     });
-    super::until("every seat is at work", || n_at_work.load(Ordering::SeqCst) == N_SEATS);
+    super::until("every seat is at work", || crowd.n_at_work.load(Ordering::SeqCst) == N_SEATS);
     let longest = (0..20).map(|_| {
         let began = Instant::now();
         farm.call(&["list"]).quiet();
@@ -112,6 +123,7 @@ fn five_hundred_uploads_that_trickle_end_no_lease_and_keep_nobody_else() {
     let job = farm.submit(51);
     assert_eq!(farm.call(&["wait", &job]).code, Some(0));
     farm.check_picture(&job, 51);
+    assert_eq!(crowd.n_ended.load(Ordering::SeqCst), 0, "the uploads trickle still");
     let ended = seats.try_join_next().map(|ended| ended.expect("no seat panics"));
     assert_eq!(ended, None, "the seats are at it still");
     runtime.shutdown_background();
@@ -167,7 +179,9 @@ fn sessions_of_all_workers_that_are_cut_at_once_repeat_no_step() {
     assert!(watch.until(|event| step(event) >= 2), "it is at work");
     let at = epoch(watch.seen.last().expect("an event was seen"));
     assert!(proxy.cut() >= 2, "each worker has a connection at least");
+    let n_seen = watch.seen.len();
     check_steps(watch.rest());
+    assert!(watch.seen[n_seen..].iter().any(|event| step(event) > step(&watch.seen[n_seen - 1])), "it was cut at work");
     let epochs: Vec<u64> = watch.seen.iter().map(epoch).filter(|epoch| *epoch > 0).collect();
     assert!(epochs.iter().all(|epoch| *epoch == at), "the attempt goes on: {epochs:?}");
     farm.check_picture(&job, 52);

@@ -163,21 +163,45 @@ fn a_worker_that_starts_anew_under_its_name_is_no_better_for_it() {
 #[test]
 fn a_worker_that_dies_at_three_images_in_a_row_rests_however_often_it_is_started() {
     let mut farm = Farm::new();
+    farm.wait(3_600_000);
     let job = farm.submit(1);
-    let mut outputs = Vec::new();
     for incarnation in ["1", "2", "3"] {
         let (session, _) = farm.join_as("a", hello(incarnation));
-        farm.wait(500);
         assert_eq!(farm.seats(&job, 0), ["a"]);
         farm.hear(Input::Left { worker: id("a"), session });
-        outputs = farm.wait(5_000);
+        farm.wait(5_000);
     }
-    assert_eq!(quarantined(&outputs), [("a".to_owned(), 15_000)]);
     let (_, outputs) = farm.join_as("a", hello("4"));
+    assert_eq!(quarantined(&outputs), [("a".to_owned(), 15_000)]);
     assert_eq!((assigned(&outputs), farm.image(&job, 0).n_losses), (vec![], 3));
     assert_eq!(state(&farm, "a"), MemberState::Quarantined);
     farm.join("b");
     assert_eq!(farm.seats(&job, 0), ["b"], "others go on meanwhile");
+}
+
+#[test]
+fn a_process_that_was_only_cut_off_is_not_sick() {
+    let mut farm = Farm::new();
+    let job = farm.submit(1);
+    for _ in 0..5 {
+        let (session, _) = farm.join_as("a", hello("1"));
+        assert_eq!(farm.seats(&job, 0), ["a"]);
+        farm.hear(Input::Left { worker: id("a"), session });
+        farm.wait(5_000);
+    }
+    assert_eq!(farm.control.counters().quarantines, 0);
+}
+
+#[test]
+fn deaths_that_lie_far_apart_are_forgotten() {
+    let mut farm = Farm::new();
+    farm.submit(1);
+    for incarnation in ["1", "2", "3", "4", "5"] {
+        let (session, _) = farm.join_as("a", hello(incarnation));
+        farm.hear(Input::Left { worker: id("a"), session });
+        farm.wait(11 * 60_000);
+    }
+    assert_eq!(farm.control.counters().quarantines, 0);
 }
 
 #[test]
