@@ -67,7 +67,7 @@ pub struct Footprint {
 }
 
 /// What a process holds beside tensors: its heap, stacks, the tokenizer, scratch of the streaming kernels.
-const PROCESS_BYTES: u128 = 16 << 20;
+const PROCESS_BYTES: u128 = 20 << 20;
 /// Scratch of a GPU's kernels and libraries.
 const GPU_SCRATCH_BYTES: u128 = 64 << 20;
 
